@@ -1,0 +1,1 @@
+"""The typed Python client of Headway, and the `headway` command line."""

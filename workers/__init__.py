@@ -1,0 +1,1 @@
+"""What does the work: Temporal workflows, the activities of the CPU and GPU queues, and the training runner."""

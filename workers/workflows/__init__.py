@@ -1,0 +1,1 @@
+"""Workflows, shared by both kinds of worker, and the values that cross their boundary."""
