@@ -159,9 +159,7 @@ class Settings(BaseSettings):
         if path is None:
             return init_settings, env_settings
         if not Path(path).is_file():
-            raise MissingSettingError(
-                f"HEADWAY_SETTINGS names {path}, which is not a file; expected a JSON settings file"
-            )
+            raise MissingSettingError(f"HEADWAY_SETTINGS names {path}, which is not a file; expected a JSON settings file")
         return init_settings, env_settings, JsonConfigSettingsSource(settings_cls, json_file=path)
 
 

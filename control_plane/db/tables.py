@@ -50,9 +50,7 @@ jobs = Table(
     Column(
         "state",
         Text,
-        CheckConstraint(
-            "state IN ('QUEUED','STARTING','RUNNING','CANCELLING','SUCCEEDED','FAILED','CANCELLED')", name="state"
-        ),
+        CheckConstraint("state IN ('QUEUED','STARTING','RUNNING','CANCELLING','SUCCEEDED','FAILED','CANCELLED')", name="state"),
         nullable=False,
     ),
     Column("phase", Text),

@@ -15,16 +15,30 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 # ASCII only and anchored at both ends: `\w` and `$` would let look-alike letters and a trailing newline through.
 _NAME_PATTERN = r"\A[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?\z"
 _PROJECT_PATTERN = r"\A[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\z"
+_KIND_PATTERN = r"\A[a-z0-9](?:[a-z0-9.-]{0,30}[a-z0-9])?\z"
+_SHA256_PATTERN = r"\A[0-9a-f]{64}\z"
+_PIN_PATTERN = r"\A(?:[0-9a-f]{64})?\z"
+_TEXT_PATTERN = r"\A[^\x00]*\z"
+
+PATTERN_MEANINGS = {
+    _NAME_PATTERN: "expected 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends",
+    _PROJECT_PATTERN: "expected 1 to 63 characters of [a-z0-9-], a letter or digit at both ends",
+    _KIND_PATTERN: "expected 1 to 32 characters of [a-z0-9.-], a letter or digit at both ends",
+    _SHA256_PATTERN: "expected 64 lower-case hex digits",
+    _PIN_PATTERN: "expected 64 lower-case hex digits, or nothing",
+    _TEXT_PATTERN: "expected text without NUL",
+}
+"""What each pattern means to a person."""
 
 ResourceName = Annotated[str, StringConstraints(pattern=_NAME_PATTERN)]
 """Name of a base model, dataset or registered model: 1 to 64 characters of [a-z0-9.-], letter or digit at both ends."""
 ProjectName = Annotated[str, StringConstraints(pattern=_PROJECT_PATTERN)]
 """Name of a project: 1 to 63 characters of [a-z0-9-], letter or digit at both ends."""
-Sha256Hex = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+Sha256Hex = Annotated[str, StringConstraints(pattern=_SHA256_PATTERN)]
 """A SHA-256 in lower-case hex."""
-AcceleratorKind = Annotated[str, StringConstraints(pattern=r"\A[a-z0-9](?:[a-z0-9.-]{0,30}[a-z0-9])?\z")]
+AcceleratorKind = Annotated[str, StringConstraints(pattern=_KIND_PATTERN)]
 """Kind of accelerator, or "any": 1 to 32 characters of [a-z0-9.-], letter or digit at both ends."""
-Text = Annotated[str, StringConstraints(pattern=r"\A[^\x00]*\z")]
+Text = Annotated[str, StringConstraints(pattern=_TEXT_PATTERN)]
 """Text that PostgreSQL can hold: any character but NUL."""
 
 _SEED_MAX = 2**31 - 1
@@ -40,7 +54,7 @@ class DatasetRef(_Spec):
     """A dataset of the job's project and how it is split."""
 
     name: ResourceName
-    sha256: Sha256Hex | Literal[""] = ""
+    sha256: Annotated[str, StringConstraints(pattern=_PIN_PATTERN)] = ""
     eval_fraction: float = Field(default=0.09, ge=0.01, le=0.5)
     split_seed: int = Field(default=0, ge=0, le=_SEED_MAX)
 

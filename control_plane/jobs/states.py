@@ -100,9 +100,7 @@ class IllegalTransitionError(Exception):
         self.state = state
         self.transition = transition
         allowed = ", ".join(sorted(transition.sources))
-        super().__init__(
-            f"cannot {transition.name.replace('_', ' ')} a job that is {state}; expected it to be {allowed}"
-        )
+        super().__init__(f"cannot {transition.name.replace('_', ' ')} a job that is {state}; expected it to be {allowed}")
 
 
 def apply(state: JobState, transition: Transition) -> JobState:

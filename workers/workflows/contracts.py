@@ -30,6 +30,8 @@ class JobInput(_Message):
     """Where the base model's bytes are."""
     base_model_sha256: str
     trace_id: str
+    attempt: int = 0
+    """The job's attempt when this workflow began: 0, or more when it replaces one that Temporal lost."""
 
 
 class LeaseGrant(_Message):
@@ -227,6 +229,36 @@ class FinishJob(_Message):
     state: str
     """SUCCEEDED, FAILED or CANCELLED."""
     failure: JobFailure | None = None
+
+
+class FinishedJob(_Message):
+    """The state the job ended in, which Postgres decides: a cancel asked for first wins over success."""
+
+    state: str
+
+
+class LossReason(StrEnum):
+    """Why an attempt ended without a verdict on the job. All but PREEMPTED count against the phase's retry profile."""
+
+    RUNNER_CRASHED = "RUNNER_CRASHED"
+    """The runner died of a signal, or of a fault of its own."""
+    AGENT_LOST = "AGENT_LOST"
+    """The agent or its worker died, or was silent for longer than the heartbeat timeout."""
+    LEASE_LOST = "LEASE_LOST"
+    """The lease was not renewed in time, or its worker is gone."""
+    NOT_STARTED = "NOT_STARTED"
+    """The worker that holds the lease did not pick the phase up."""
+    PLATFORM_UNAVAILABLE = "PLATFORM_UNAVAILABLE"
+    """The object store or the control plane could not be reached for too long."""
+    PREEMPTED = "PREEMPTED"
+    """The runner stopped at a checkpoint because its worker was asked to stop."""
+
+
+class AttemptLoss(_Message):
+    """Detail of an activity failure of type ATTEMPT_LOST."""
+
+    reason: LossReason
+    message: str
 
 
 class JobOutcome(_Message):

@@ -41,7 +41,7 @@ def _run_in_thread() -> None:
     def target() -> None:
         try:
             asyncio.run(_run())
-        except BaseException as error:  # noqa: BLE001 - carried to the calling thread, which raises it
+        except BaseException as error:
             failure.append(error)
 
     thread = threading.Thread(target=target, name="alembic")

@@ -126,7 +126,7 @@ class AttemptServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CommitCheckpoint(self, request, context):
-        """Makes an uploaded checkpoint the one to resume from. Refused if its step is not beyond the current one's.
+        """Makes an uploaded checkpoint the one to resume from. A step committed by an earlier attempt is replaced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,7 @@ class AttemptServiceStub:
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.ReleaseLeaseRequest, _attempt_service_pb2.ReleaseLeaseResponse]
     """Gives a lease back (or withdraws its request) and settles what it used. A lease already ended stays as it ended."""
     CommitCheckpoint: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.CommitCheckpointRequest, _attempt_service_pb2.CommitCheckpointResponse]
-    """Makes an uploaded checkpoint the one to resume from. Refused if its step is not beyond the current one's."""
+    """Makes an uploaded checkpoint the one to resume from. A step committed by an earlier attempt is replaced."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.ListCheckpointsRequest, _attempt_service_pb2.ListCheckpointsResponse]
     """The committed checkpoints of a job, newest first."""
     RecordResume: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.RecordResumeRequest, _attempt_service_pb2.RecordResumeResponse]
@@ -74,7 +74,7 @@ class AttemptServiceAsyncStub(AttemptServiceStub):
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.ReleaseLeaseRequest, _attempt_service_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
     """Gives a lease back (or withdraws its request) and settles what it used. A lease already ended stays as it ended."""
     CommitCheckpoint: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.CommitCheckpointRequest, _attempt_service_pb2.CommitCheckpointResponse]  # type: ignore[assignment]
-    """Makes an uploaded checkpoint the one to resume from. Refused if its step is not beyond the current one's."""
+    """Makes an uploaded checkpoint the one to resume from. A step committed by an earlier attempt is replaced."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.ListCheckpointsRequest, _attempt_service_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """The committed checkpoints of a job, newest first."""
     RecordResume: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.RecordResumeRequest, _attempt_service_pb2.RecordResumeResponse]  # type: ignore[assignment]
@@ -134,7 +134,7 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attempt_service_pb2.CommitCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_service_pb2.CommitCheckpointResponse, _abc.Awaitable[_attempt_service_pb2.CommitCheckpointResponse]]:
-        """Makes an uploaded checkpoint the one to resume from. Refused if its step is not beyond the current one's."""
+        """Makes an uploaded checkpoint the one to resume from. A step committed by an earlier attempt is replaced."""
 
     @_abc_1.abstractmethod
     def ListCheckpoints(

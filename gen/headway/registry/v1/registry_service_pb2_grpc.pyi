@@ -44,7 +44,7 @@ class RegistryServiceStub:
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelVersionRequest, _registry_service_pb2.GetModelVersionResponse]
     """One version, by number or alias."""
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelVersionsRequest, _registry_service_pb2.ListModelVersionsResponse]
-    """The versions of a project's models, newest first."""
+    """The versions of a project's models by model, each model's newest first."""
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -62,7 +62,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelVersionRequest, _registry_service_pb2.GetModelVersionResponse]  # type: ignore[assignment]
     """One version, by number or alias."""
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelVersionsRequest, _registry_service_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
-    """The versions of a project's models, newest first."""
+    """The versions of a project's models by model, each model's newest first."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Base models, and the versions that jobs make of them."""
@@ -113,6 +113,6 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListModelVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListModelVersionsResponse, _abc.Awaitable[_registry_service_pb2.ListModelVersionsResponse]]:
-        """The versions of a project's models, newest first."""
+        """The versions of a project's models by model, each model's newest first."""
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""What workers write, fenced by the attempt."""

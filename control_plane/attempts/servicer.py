@@ -1,0 +1,160 @@
+"""AttemptService over the fenced repository."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from control_plane.attempts import repository
+from control_plane.db.engine import in_transaction
+from control_plane.errors import invalid_field
+from control_plane.jobs.convert import failure_from_proto
+from control_plane.jobs.spec import AcceleratorKind, Sha256Hex
+from control_plane.jobs.states import JobPhase, JobState
+from control_plane.rpc import pages
+from control_plane.rpc.convert import identifier, plain, timestamp, validated_value
+from headway.attempts.v1 import attempt_service_pb2 as pb
+from headway.attempts.v1 import attempt_service_pb2_grpc
+from headway.jobs.v1 import job_pb2
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_T = TypeVar("_T")
+
+_OUTCOMES = ("completed", "failed", "cancelled", "lost")
+
+
+class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
+    """What workers write."""
+
+    def __init__(self, engine: AsyncEngine, lease_seconds: float) -> None:
+        self._engine = engine
+        self._lease_seconds = lease_seconds
+
+    async def _run(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
+        return await in_transaction(self._engine, work)
+
+    async def StartPhase(self, request: pb.StartPhaseRequest, context: _Context) -> pb.StartPhaseResponse:  # noqa: N802 - gRPC's name
+        """A phase begins."""
+        del context
+        job_id, phase = identifier(request.job_id, "job_id"), _phase(request.phase)
+        await self._run(lambda connection: repository.start_phase(connection, job_id, request.attempt, phase))
+        return pb.StartPhaseResponse()
+
+    async def FinishPhase(self, request: pb.FinishPhaseRequest, context: _Context) -> pb.FinishPhaseResponse:  # noqa: N802 - gRPC's name
+        """A phase ended well."""
+        del context
+        job_id, phase, detail = identifier(request.job_id, "job_id"), _phase(request.phase), plain(request.detail)
+        await self._run(lambda connection: repository.finish_phase(connection, job_id, request.attempt, phase, detail))
+        return pb.FinishPhaseResponse()
+
+    async def RequestLease(self, request: pb.RequestLeaseRequest, context: _Context) -> pb.RequestLeaseResponse:  # noqa: N802 - gRPC's name
+        """Asks for a lease."""
+        del context
+        lease_id, job_id = identifier(request.lease_id, "lease_id"), identifier(request.job_id, "job_id")
+        phase = _phase(request.phase)
+        kind = validated_value(AcceleratorKind, request.shape.accelerator_kind or "any", "shape.accelerator_kind")
+        if not 1 <= request.shape.accelerators <= 4_096:
+            raise invalid_field("shape.accelerators", f"is {request.shape.accelerators}; expected 1 to 4,096")
+        if not 1 <= request.max_run_seconds <= 2_592_000:
+            raise invalid_field("max_run_seconds", f"is {request.max_run_seconds}; expected 1 to 2,592,000")
+        await self._run(
+            lambda connection: repository.request_lease(
+                connection,
+                lease_id,
+                job_id,
+                request.attempt,
+                phase,
+                accelerators=request.shape.accelerators,
+                accelerator_kind=kind,
+                max_run_seconds=request.max_run_seconds,
+            )
+        )
+        return pb.RequestLeaseResponse()
+
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: _Context) -> pb.RenewLeaseResponse:  # noqa: N802 - gRPC's name
+        """Keeps a lease alive."""
+        del context
+        lease_id, job_id = identifier(request.lease_id, "lease_id"), identifier(request.job_id, "job_id")
+        expires_at, remaining = await self._run(
+            lambda connection: repository.renew_lease(connection, lease_id, job_id, request.attempt, self._lease_seconds)
+        )
+        return pb.RenewLeaseResponse(expire_time=timestamp(expires_at), remaining_seconds=remaining)
+
+    async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, context: _Context) -> pb.ReleaseLeaseResponse:  # noqa: N802 - gRPC's name
+        """Gives a lease back."""
+        del context
+        lease_id, job_id = identifier(request.lease_id, "lease_id"), identifier(request.job_id, "job_id")
+        if request.outcome not in _OUTCOMES:
+            raise invalid_field("outcome", f"is {request.outcome!r}; expected one of {', '.join(_OUTCOMES)}")
+        used = await self._run(lambda connection: repository.release_lease(connection, lease_id, job_id, request.outcome))
+        return pb.ReleaseLeaseResponse(accelerator_seconds=used / 1_000)
+
+    async def CommitCheckpoint(  # noqa: N802 - gRPC's name
+        self, request: pb.CommitCheckpointRequest, context: _Context
+    ) -> pb.CommitCheckpointResponse:
+        """Makes a checkpoint the one to resume from."""
+        del context
+        job_id, checkpoint = identifier(request.job_id, "job_id"), request.checkpoint
+        sha256 = validated_value(Sha256Hex, checkpoint.manifest_sha256, "checkpoint.manifest_sha256")
+        if checkpoint.step < 1:
+            raise invalid_field("checkpoint.step", f"is {checkpoint.step}; expected at least 1")
+        await self._run(
+            lambda connection: repository.commit_checkpoint(
+                connection,
+                job_id,
+                request.attempt,
+                step=checkpoint.step,
+                manifest_uri=checkpoint.manifest_uri,
+                manifest_sha256=sha256,
+            )
+        )
+        return pb.CommitCheckpointResponse()
+
+    async def ListCheckpoints(  # noqa: N802 - gRPC's name
+        self, request: pb.ListCheckpointsRequest, context: _Context
+    ) -> pb.ListCheckpointsResponse:
+        """The committed checkpoints."""
+        del context
+        job_id = identifier(request.job_id, "job_id")
+        size = pages.page_size(request.page_size, default=20, maximum=100)
+        async with self._engine.connect() as connection:
+            rows = await repository.list_checkpoints(connection, job_id, request.before_step, size)
+        names = ("step", "manifest_uri", "manifest_sha256", "attempt")
+        return pb.ListCheckpointsResponse(checkpoints=[pb.Checkpoint(**{name: row[name] for name in names}) for row in rows])
+
+    async def RecordResume(self, request: pb.RecordResumeRequest, context: _Context) -> pb.RecordResumeResponse:  # noqa: N802 - gRPC's name
+        """An attempt goes on from a checkpoint."""
+        del context
+        job_id = identifier(request.job_id, "job_id")
+        if len(request.damaged_steps) > 100:
+            raise invalid_field("damaged_steps", f"holds {len(request.damaged_steps)}; expected at most 100")
+        await self._run(
+            lambda connection: repository.record_resume(
+                connection, job_id, request.attempt, request.step, list(request.damaged_steps)
+            )
+        )
+        return pb.RecordResumeResponse()
+
+    async def FinishJob(self, request: pb.FinishJobRequest, context: _Context) -> pb.FinishJobResponse:  # noqa: N802 - gRPC's name
+        """Ends a job."""
+        del context
+        job_id = identifier(request.job_id, "job_id")
+        name = job_pb2.JobState.Name(request.state).removeprefix("JOB_STATE_")
+        if name not in {"SUCCEEDED", "FAILED", "CANCELLED"}:
+            raise invalid_field("state", f"is {name}; expected SUCCEEDED, FAILED or CANCELLED")
+        failure = failure_from_proto(request.failure) if request.HasField("failure") else None
+        if (name == "FAILED") != (failure is not None):
+            raise invalid_field("failure", "expected to be set exactly when state is FAILED")
+        state = await self._run(
+            lambda connection: repository.finish_job(connection, job_id, request.attempt, JobState(name), failure)
+        )
+        return pb.FinishJobResponse(state=job_pb2.JobState.Value(f"JOB_STATE_{state}"))
+
+
+def _phase(value: int) -> JobPhase:
+    if value == 0 or value not in job_pb2.JobPhase.values():
+        raise invalid_field("phase", f"is {value}; expected a JobPhase")
+    return JobPhase(job_pb2.JobPhase.Name(job_pb2.JobPhase.ValueType(value)).removeprefix("JOB_PHASE_"))

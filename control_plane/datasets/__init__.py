@@ -1,0 +1,1 @@
+"""Datasets: immutable bytes with a name."""

@@ -1,0 +1,1 @@
+"""How much a project may hold, and what it used."""

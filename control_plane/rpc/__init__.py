@@ -1,0 +1,1 @@
+"""What every service shares: statuses, interceptors, page tokens and cursors, conversion."""
