@@ -12,7 +12,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
-from opentelemetry.instrumentation.grpc.filters import method_prefix, negate
+from opentelemetry.instrumentation.grpc.filters import negate, service_prefix
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -121,7 +121,7 @@ def _server(own: ControlPlaneSettings) -> tuple[grpc.aio.Server, Any]:
     server = grpc.aio.server(
         interceptors=[
             # Health checks would drown the traces of work.
-            aio_server_interceptor(filter_=negate(method_prefix("/grpc."))),
+            aio_server_interceptor(filter_=negate(service_prefix("grpc."))),
             ContractInterceptor(own.deadline_seconds_max),
         ],
         options=[

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from sqlalchemy import RowMapping, func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from control_plane.datasets.object_store import ObjectStore, blob_key
@@ -110,7 +110,7 @@ class DatasetServicer(dataset_service_pb2_grpc.DatasetServiceServicer):
         if after is not None:
             statement = statement.where(datasets.c.name > after[0])
         statement = (
-            statement.distinct(datasets.c.name)
+            statement.ext(distinct_on(datasets.c.name))
             .order_by(datasets.c.name, datasets.c.created_at.desc(), datasets.c.sha256)
             .limit(size + 1)
         )

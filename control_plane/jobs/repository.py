@@ -11,8 +11,17 @@ from sqlalchemy import RowMapping, and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.db.events import EventType, append_event, notify
-from control_plane.db.tables import CHANNEL_OUTBOX, CHANNEL_SCHEDULER, base_models, datasets, job_events, jobs, outbox
-from control_plane.errors import Reason, RefusedError
+from control_plane.db.tables import (
+    CHANNEL_EVENTS_WRITTEN,
+    CHANNEL_OUTBOX,
+    CHANNEL_SCHEDULER,
+    base_models,
+    datasets,
+    job_events,
+    jobs,
+    outbox,
+)
+from control_plane.errors import FieldViolation, Reason, RefusedError
 from control_plane.jobs import states
 from control_plane.jobs.commands import SubmitJob
 from control_plane.jobs.spec import JobSpec, canonical_sha256
@@ -41,6 +50,7 @@ async def resolve(connection: AsyncConnection, project: str, spec: JobSpec) -> t
             f"spec.fine_tune.dataset.name: project {project} has no dataset {spec.dataset.name!r}{pinned}; add it with "
             "`headway dataset add`, or list what there is with `headway dataset list`",
             {"dataset": spec.dataset.name, "project": project},
+            [FieldViolation("spec.fine_tune.dataset.name", f"is {spec.dataset.name!r}; expected a dataset of the project")],
         )
     base_model = (
         await connection.execute(select(base_models.c.sha256, base_models.c.uri).where(base_models.c.name == spec.base_model))
@@ -51,6 +61,7 @@ async def resolve(connection: AsyncConnection, project: str, spec: JobSpec) -> t
             f"spec.fine_tune.base_model: there is no base model {spec.base_model!r}; register it with "
             "`headway base-model add`, or list what there is with `headway base-model list`",
             {"base_model": spec.base_model},
+            [FieldViolation("spec.fine_tune.base_model", f"is {spec.base_model!r}; expected a registered base model")],
         )
     pinned_spec = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"sha256": dataset.sha256})})
     return pinned_spec, {
@@ -115,7 +126,7 @@ async def insert_job(connection: AsyncConnection, row: Mapping[Any, Any]) -> Non
             state="held",
         )
     )
-    await notify(connection, "headway_events_written")
+    await notify(connection, CHANNEL_EVENTS_WRITTEN)
     await notify(connection, CHANNEL_SCHEDULER)
 
 

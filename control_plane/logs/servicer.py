@@ -66,10 +66,10 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         query = ["TailLogs", request.job_id]
 
         def wanted(record: _Record) -> bool:
-            return record.WhichOneof("body") != "line" or max(record.line.level, log_record_pb2.LOG_LEVEL_INFO) >= min_level
+            # A line that states no level counts as INFO; measurements have none.
+            level = record.line.level or log_record_pb2.LOG_LEVEL_INFO
+            return record.WhichOneof("body") != "line" or level >= request.min_level
 
-        # A line that states no level counts as INFO.
-        min_level = request.min_level
         async for chunk, last in self._follow(request.job_id, _position(request.start_cursor, query), request.follow):
             yield pb.TailLogsResponse(records=_only(chunk, wanted), cursor=_cursor(query, chunk.end), end_of_stream=last)
 
