@@ -24,6 +24,16 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 def configure(service: str, otlp_traces_url: str | None, otlp_headers: Mapping[str, str]) -> TracerProvider:
     """Sets the process's tracer provider and its logging; returns the provider, to be shut down at the end.
 
+    The arguments are those of `configure_tracing`.
+    """
+    provider = configure_tracing(service, otlp_traces_url, otlp_headers)
+    _configure_logging(service)
+    return provider
+
+
+def configure_tracing(service: str, otlp_traces_url: str | None, otlp_headers: Mapping[str, str]) -> TracerProvider:
+    """Sets the process's tracer provider only, for a program whose output is for people; returns the provider.
+
     Args:
         service: `service.name` of every span, such as "headway-scheduler".
         otlp_traces_url: full URL of an OTLP/HTTP traces endpoint, or None to keep spans inside the process.
@@ -35,7 +45,6 @@ def configure(service: str, otlp_traces_url: str | None, otlp_headers: Mapping[s
         # A collector that is down or slow must cost spans, never work: the queue is bounded and drops.
         provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=4096, schedule_delay_millis=1000))
     trace.set_tracer_provider(provider)
-    _configure_logging(service)
     return provider
 
 

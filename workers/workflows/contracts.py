@@ -129,6 +129,8 @@ class TrainInput(_Message):
     context: PhaseContext
     grant: LeaseGrant
     prepared: PreparedData
+    run_seconds_left: float
+    """What earlier attempts left of the spec's `max_run_seconds`."""
 
 
 class TrainedModel(_Message):
@@ -147,6 +149,8 @@ class EvaluateInput(_Message):
     grant: LeaseGrant
     prepared: PreparedData
     trained: TrainedModel
+    run_seconds_left: float
+    """What earlier attempts left of the spec's `max_run_seconds`."""
 
 
 class Sample(_Message):

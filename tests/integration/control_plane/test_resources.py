@@ -176,6 +176,10 @@ async def test_bad_workers_are_refused(api: Api) -> None:
         ("accelerators", -1),
         ("accelerators", 1_025),
     ]:
-        request = capacity_pb.RegisterWorkerRequest(worker=capacity_pb.Worker(**{**good, field: value}))
+        request = capacity_pb.RegisterWorkerRequest(worker=_worker({**good, field: value}))
         answer = await refused(api.capacity.RegisterWorker(request))
         assert (answer.code, answer.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [f"worker.{field}"])
+
+
+def _worker(fields: dict[str, Any]) -> capacity_pb.Worker:
+    return capacity_pb.Worker(**fields)

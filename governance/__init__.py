@@ -1,0 +1,1 @@
+"""What may pass, and why: functions over values, without any transport."""

@@ -1,0 +1,191 @@
+"""Carries intents from the outbox to Temporal, at least once and in order per job.
+
+Every effect is harmless when repeated: a workflow's id is its job's id, a signal names its lease, a cancellation is one
+however often it is asked for. So a crash between the effect and its record costs a repetition and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from opentelemetry.trace import SpanKind
+from pydantic import ValidationError
+from sqlalchemy import func, select, text, update
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from temporalio.client import Client
+from temporalio.common import RetryPolicy, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from control_plane.db.engine import in_transaction
+from control_plane.db.tables import jobs, outbox
+from control_plane.jobs.states import FailureKind, JobState
+from headway_client.telemetry import continued, tracer
+from scheduler.finish import finish
+from scheduler.leader import Leadership
+from scheduler.routing import UnroutableJobError, job_input, route
+from workers.workflows.contracts import JobFailure, LeaseEnd, LeaseGrant
+
+_log = structlog.get_logger()
+
+_CONCURRENCY = 16
+"""Most calls to Temporal at once, and most rows in a batch."""
+_CALL_TIMEOUT = timedelta(seconds=10)
+_RETRY_SECONDS_MAX = 10.0
+
+# A later row of the same job waits for an earlier one, even for one that waits for its next try.
+_DUE = text(
+    """
+    SELECT outbox_id, kind, job_id::text, payload, trace_parent, tries FROM outbox AS due
+    WHERE state = 'ready' AND not_before <= now() AND NOT EXISTS (
+        SELECT 1 FROM outbox AS earlier
+        WHERE earlier.job_id = due.job_id AND earlier.outbox_id < due.outbox_id AND earlier.state = 'ready'
+    )
+    ORDER BY outbox_id LIMIT :most
+    """
+)
+_NEXT_DUE = text("SELECT extract(epoch FROM min(not_before) - now())::float8 FROM outbox WHERE state = 'ready'")
+_POSTPONE = text(
+    """
+    UPDATE outbox SET tries = tries + 1, last_error = :error, not_before = now() + make_interval(secs => :seconds)
+    WHERE outbox_id = :outbox_id AND state = 'ready'
+    """
+)
+
+
+class Dispatcher:
+    """The leader's dispatch to Temporal. On a standby it does nothing."""
+
+    def __init__(self, engine: AsyncEngine, client: Client, leadership: Leadership, poll_seconds: float) -> None:
+        self._engine = engine
+        self._client = client
+        self._leadership = leadership
+        self._poll_seconds = poll_seconds
+
+    async def drain(self) -> float:
+        """Dispatches a batch of what is due; returns after how many seconds to look again, 0 if there may be more.
+
+        Raises:
+            SQLAlchemyError: the database failed; what was dispatched without record is dispatched again.
+        """
+        if self._leadership.epoch is None:
+            return self._poll_seconds
+        async with self._engine.connect() as connection:
+            due: Sequence[RowMapping] = (await connection.execute(_DUE, {"most": _CONCURRENCY})).mappings().all()
+            if not due:
+                seconds: float | None = (await connection.execute(_NEXT_DUE)).scalar_one()
+                return self._poll_seconds if seconds is None else min(self._poll_seconds, max(0.01, seconds))
+        results = await asyncio.gather(*(self._dispatch(row) for row in due), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return 0.0
+
+    async def _dispatch(self, row: RowMapping) -> None:
+        attributes = {"headway.job_id": row["job_id"], "headway.outbox.kind": row["kind"], "headway.tries": row["tries"]}
+        with (
+            continued(row["trace_parent"]),
+            tracer().start_as_current_span("outbox.dispatch", kind=SpanKind.PRODUCER, attributes=attributes) as span,
+        ):
+            try:
+                await self._carry_out(row)
+            except (UnroutableJobError, ValidationError) as error:
+                span.record_exception(error)
+                await self._give_up(row, str(error))
+            except Exception as error:
+                # Whatever it is, it is this row's: it must not keep others from going out.
+                span.record_exception(error)
+                await self._postpone(row, error)
+            else:
+                await in_transaction(self._engine, lambda connection: _mark_done(connection, row))
+
+    async def _carry_out(self, row: RowMapping) -> None:
+        match row["kind"]:
+            case "start_workflow":
+                await self._start(row["job_id"])
+            case "signal_lease_granted":
+                await self._signal(row["job_id"], "lease_granted", LeaseGrant.model_validate(row["payload"]))
+            case "signal_lease_lost":
+                await self._signal(row["job_id"], "lease_lost", LeaseEnd.model_validate(row["payload"]))
+            case "cancel_workflow":
+                await self._cancel(row["job_id"])
+            case kind:
+                raise UnroutableJobError(f"outbox row {row['outbox_id']} is of unknown kind {kind!r}")
+
+    async def _start(self, job_id: str) -> None:
+        async with self._engine.connect() as connection:
+            job = (await connection.execute(select(jobs).where(jobs.c.job_id == job_id))).mappings().one()
+        where = route(job["type"])
+        argument = job_input(job)
+        try:
+            await self._client.start_workflow(
+                where.workflow,
+                argument,
+                id=job_id,
+                task_queue=where.task_queue,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                retry_policy=RetryPolicy(maximum_attempts=where.runs),
+                rpc_timeout=_CALL_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError:
+            # It ran, and even ended, before this was recorded.
+            _log.info("dispatch.already_started", job_id=job_id)
+        except RPCError as error:
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                raise UnroutableJobError(f"Temporal refuses to start the job's workflow: {error}") from error
+            raise
+
+    async def _signal(self, job_id: str, signal: str, message: Any) -> None:
+        handle = self._client.get_workflow_handle(job_id)
+        try:
+            await handle.signal(signal, message, rpc_timeout=_CALL_TIMEOUT)
+        except RPCError as error:
+            _ignore_finished(error)
+
+    async def _cancel(self, job_id: str) -> None:
+        handle = self._client.get_workflow_handle(job_id)
+        try:
+            await handle.cancel(rpc_timeout=_CALL_TIMEOUT)
+        except RPCError as error:
+            _ignore_finished(error)
+
+    async def _postpone(self, row: RowMapping, error: Exception) -> None:
+        seconds = min(_RETRY_SECONDS_MAX, 0.25 * 2.0 ** min(row["tries"], 10))
+        _log.warning("dispatch.postponed", job_id=row["job_id"], kind=row["kind"], error=str(error), seconds=seconds)
+        parameters = {"outbox_id": row["outbox_id"], "error": f"{type(error).__name__}: {error}", "seconds": seconds}
+
+        async def postpone(connection: AsyncConnection) -> None:
+            await connection.execute(_POSTPONE, parameters)
+
+        await in_transaction(self._engine, postpone)
+
+    async def _give_up(self, row: RowMapping, message: str) -> None:
+        _log.error("dispatch.impossible", job_id=row["job_id"], kind=row["kind"], error=message)
+        failure = JobFailure(kind=FailureKind.PLATFORM, message=message)
+
+        async def fail(connection: AsyncConnection) -> None:
+            await self._leadership.fence(connection)
+            await finish(connection, row["job_id"], JobState.FAILED, failure)
+            await _mark_done(connection, row, message)
+
+        await in_transaction(self._engine, fail)
+
+
+def _ignore_finished(error: RPCError) -> None:
+    """A workflow that is closed, or that Temporal lost, hears nothing any more; the reconciler looks after the latter."""
+    if error.status is not RPCStatusCode.NOT_FOUND:
+        raise error
+
+
+async def _mark_done(connection: AsyncConnection, row: RowMapping, last_error: str = "") -> None:
+    await connection.execute(
+        update(outbox)
+        .where(outbox.c.outbox_id == row["outbox_id"], outbox.c.state == "ready")
+        .values(state="done", done_at=func.now(), last_error=last_error)
+    )

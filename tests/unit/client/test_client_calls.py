@@ -1,0 +1,258 @@
+"""Unary calls: what is retried, with which request id, for how long, and what a refusal says."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
+from grpc_status import rpc_status
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from headway.capacity.v1 import capacity_service_pb2
+from headway.datasets.v1 import dataset_service_pb2 as datasets
+from headway.jobs.v1 import job_pb2, job_service_pb2_grpc, job_spec_pb2
+from headway.jobs.v1 import job_service_pb2 as jobs
+from headway_client.aio_client import AsyncClient
+from headway_client.client import Client
+from headway_client.errors import FieldViolation, HeadwayError
+from headway_client.retries import RetryPolicy, is_safe_to_repeat
+from tests.unit.client.conftest import Serve
+
+QUICK = RetryPolicy(backoff_seconds=0.001, backoff_seconds_max=0.01)
+SPEC = job_spec_pb2.JobSpec(fine_tune=job_spec_pb2.FineTuneSpec(base_model="b", output_model="o"))
+
+
+class Jobs(job_service_pb2_grpc.JobServiceServicer):
+    """Fails `failures` times with `code`, then answers; remembers every request and its metadata."""
+
+    def __init__(self, failures: int = 0, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
+        self.failures = failures
+        self.code = code
+        self.requests: list[Message] = []
+        self.metadata: list[dict[str, str | bytes]] = []
+
+    async def _seen(self, request: Message, context: aio.ServicerContext[Any, Any]) -> None:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
+        if len(self.requests) <= self.failures:
+            await context.abort(self.code, "not now")
+
+    async def SubmitJob(  # noqa: N802  the generated name
+        self, request: jobs.SubmitJobRequest, context: aio.ServicerContext[Any, Any]
+    ) -> jobs.SubmitJobResponse:
+        await self._seen(request, context)
+        return jobs.SubmitJobResponse(job=job_pb2.Job(job_id="j"))
+
+    async def GetJob(  # noqa: N802  the generated name
+        self, request: jobs.GetJobRequest, context: aio.ServicerContext[Any, Any]
+    ) -> jobs.GetJobResponse:
+        await self._seen(request, context)
+        return jobs.GetJobResponse(job=job_pb2.Job(job_id=request.job_id))
+
+    async def ListJobs(  # noqa: N802  the generated name
+        self, request: jobs.ListJobsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> jobs.ListJobsResponse:
+        await self._seen(request, context)
+        first = int(request.page_token or 0)
+        return jobs.ListJobsResponse(jobs=[job_pb2.Job(job_id=str(first))], next_page_token=str(first + 1) if first < 2 else "")
+
+    async def CancelJob(  # noqa: N802  the generated name
+        self, request: jobs.CancelJobRequest, context: aio.ServicerContext[Any, Any]
+    ) -> jobs.CancelJobResponse:
+        detail = error_details_pb2.ErrorInfo(reason="ILLEGAL_TRANSITION", domain="headway", metadata={"state": "FAILED"})
+        fields = error_details_pb2.BadRequest(
+            field_violations=[
+                {"field": "reason", "description": "is 501 characters; expected at most 500"},
+                {"field": "job_id", "description": "is empty; expected a UUID"},
+            ]
+        )
+        packed = [any_pb2.Any(), any_pb2.Any()]
+        packed[0].Pack(detail)
+        packed[1].Pack(fields)
+        status = status_pb2.Status(
+            code=grpc.StatusCode.FAILED_PRECONDITION.value[0], message="cannot cancel a job that is FAILED", details=packed
+        )
+        await context.abort_with_status(rpc_status.to_status(status))
+        raise AssertionError("abort raises")
+
+    async def WatchEvents(  # noqa: N802  the generated name
+        self, request: jobs.WatchEventsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[jobs.WatchEventsResponse]:
+        await self._seen(request, context)
+        yield jobs.WatchEventsResponse(cursor="1", end_of_stream=True)
+
+    def register(self, server: aio.Server) -> None:
+        job_service_pb2_grpc.add_JobServiceServicer_to_server(self, server)
+
+
+async def both(address: str, act: Callable[[Client], Any], act_async: Callable[[AsyncClient], Any]) -> list[Any]:
+    """The results of the same call by the blocking and the asyncio client."""
+    with Client(address, retries=QUICK) as client:
+        blocking = await asyncio.to_thread(act, client)
+    async with AsyncClient(address, retries=QUICK) as client:
+        return [blocking, await act_async(client)]
+
+
+async def test_a_retried_submit_sends_the_same_request_id(serve: Serve) -> None:
+    servicer = Jobs(failures=3)
+    with Client(await serve(servicer.register), retries=QUICK) as client:
+        job = await asyncio.to_thread(client.submit_job, "p", SPEC)
+    assert job.job_id == "j"
+    assert len(servicer.requests) == 4
+    assert all(request == servicer.requests[0] for request in servicer.requests)
+    request = servicer.requests[0]
+    assert isinstance(request, jobs.SubmitJobRequest)
+    assert str(uuid.UUID(request.request_id)) == request.request_id
+    assert not request.HasField("priority")
+
+
+async def test_async_submit_retries_the_same(serve: Serve) -> None:
+    servicer = Jobs(failures=3)
+    async with AsyncClient(await serve(servicer.register), retries=QUICK) as client:
+        await client.submit_job("p", SPEC, request_id="given", priority=0)
+    assert len(servicer.requests) == 4
+    request = servicer.requests[3]
+    assert isinstance(request, jobs.SubmitJobRequest)
+    assert (request.request_id, request.HasField("priority")) == ("given", True)
+    assert all(other == request for other in servicer.requests)
+
+
+async def test_a_retry_comes_back_after_the_attempts_are_used_up(serve: Serve) -> None:
+    servicer = Jobs(failures=99)
+    with Client(await serve(servicer.register), retries=QUICK) as client, pytest.raises(HeadwayError) as caught:
+        await asyncio.to_thread(client.get_job, "j")
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert len(servicer.requests) == QUICK.attempts_max
+
+
+@pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c not in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)])
+async def test_only_unavailable_is_retried(serve: Serve, code: grpc.StatusCode) -> None:
+    servicer = Jobs(failures=99, code=code)
+    async with AsyncClient(await serve(servicer.register), retries=QUICK) as client:
+        with pytest.raises(HeadwayError) as caught:
+            await client.get_job("j")
+    assert caught.value.code is code
+    assert len(servicer.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "safe"),
+    [
+        (jobs.GetJobRequest(), True),
+        (jobs.WatchEventsRequest(), True),
+        (jobs.SubmitJobRequest(request_id="r"), True),
+        (jobs.SubmitJobRequest(), False),
+        (jobs.CancelJobRequest(job_id="j"), False),
+        (datasets.CreateUploadRequest(), False),
+        (capacity_service_pb2.RegisterWorkerRequest(), True),
+        (job_pb2.Job(), False),
+    ],
+)
+def test_what_is_safe_to_repeat_is_what_the_contract_says(request_: Message, safe: bool) -> None:
+    assert is_safe_to_repeat(request_) is safe
+
+
+async def test_the_deadline_bounds_a_call_with_its_retries() -> None:
+    started = asyncio.get_running_loop().time()
+    retries = RetryPolicy(attempts_max=1_000_000, backoff_seconds=0.001, backoff_seconds_max=0.01)
+    async with AsyncClient("127.0.0.1:1", deadline_seconds=0.3, retries=retries) as client:
+        with pytest.raises(HeadwayError) as caught:
+            await client.get_job("j")
+    assert caught.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert "127.0.0.1:1" in caught.value.message
+    assert asyncio.get_running_loop().time() - started < 5
+
+
+async def test_a_server_that_never_answers_is_left_at_the_deadline(serve: Serve) -> None:
+    class Silent(Jobs):
+        async def GetJob(  # noqa: N802  the generated name
+            self, request: jobs.GetJobRequest, context: aio.ServicerContext[Any, Any]
+        ) -> jobs.GetJobResponse:
+            await asyncio.Event().wait()
+            raise AssertionError("never set")
+
+    address = await serve(Silent().register)
+    late = pytest.raises(HeadwayError, match="did not answer in time")
+    with Client(address, deadline_seconds=0.2) as client, late as caught:
+        await asyncio.to_thread(client.get_job, "j")
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_error_details_reach_the_caller(serve: Serve) -> None:
+    address = await serve(Jobs().register)
+
+    def refused(client: Client) -> HeadwayError:
+        with pytest.raises(HeadwayError) as caught:
+            client.cancel_job("j", reason="x")
+        return caught.value
+
+    async def refused_async(client: AsyncClient) -> HeadwayError:
+        with pytest.raises(HeadwayError) as caught:
+            await client.cancel_job("j", reason="x")
+        return caught.value
+
+    for error in await both(address, refused, refused_async):
+        assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert error.reason == "ILLEGAL_TRANSITION"
+        assert error.metadata == {"state": "FAILED"}
+        assert error.violations == (
+            FieldViolation("reason", "is 501 characters; expected at most 500"),
+            FieldViolation("job_id", "is empty; expected a UUID"),
+        )
+        assert str(error) == (
+            "cannot cancel a job that is FAILED [ILLEGAL_TRANSITION]\n"
+            "  reason: is 501 characters; expected at most 500\n"
+            "  job_id: is empty; expected a UUID"
+        )
+
+
+async def test_details_that_are_garbage_leave_the_code(serve: Serve) -> None:
+    class Garbage(Jobs):
+        async def GetJob(  # noqa: N802  the generated name
+            self, request: jobs.GetJobRequest, context: aio.ServicerContext[Any, Any]
+        ) -> jobs.GetJobResponse:
+            metadata = (("grpc-status-details-bin", b"\xff\xff\xff"),)
+            await context.abort(grpc.StatusCode.NOT_FOUND, "gone", trailing_metadata=metadata)
+            raise AssertionError("abort raises")
+
+    with Client(await serve(Garbage().register)) as client, pytest.raises(HeadwayError) as caught:
+        await asyncio.to_thread(client.get_job, "j")
+    assert (caught.value.code, caught.value.message, caught.value.reason) == (grpc.StatusCode.NOT_FOUND, "gone", "")
+
+
+async def test_pages_follow_each_other(serve: Serve) -> None:
+    address = await serve(Jobs().register)
+
+    async def listed(client: AsyncClient) -> list[str]:
+        return [job.job_id async for job in client.list_jobs("p")]
+
+    results = await both(address, lambda client: [job.job_id for job in client.list_jobs("p")], listed)
+    assert results == [["0", "1", "2"]] * 2
+
+
+async def test_every_kind_of_call_carries_the_callers_trace(serve: Serve) -> None:
+    servicer = Jobs()
+    address = await serve(servicer.register)
+
+    def watch(client: Client) -> None:
+        client.get_job("j")
+        list(client.watch_events(job_id="j"))
+
+    async def watch_async(client: AsyncClient) -> None:
+        await client.get_job("j")
+        _ = [batch async for batch in client.watch_events(job_id="j")]
+
+    with trace.use_span(TracerProvider().get_tracer("test").start_span("caller"), end_on_exit=True) as span:
+        await both(address, watch, watch_async)
+    trace_id = f"{span.get_span_context().trace_id:032x}"
+    parents = [str(metadata["traceparent"]).split("-")[1] for metadata in servicer.metadata]
+    assert parents == [trace_id] * 4

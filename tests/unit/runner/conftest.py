@@ -1,0 +1,94 @@
+"""A real model, small: SmolLM2's GGUF cut to its first two layers and two thousand tokens, imported by the real program."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import gguf
+import pytest
+from runner_support import LAYERS, ROWS, TOKENS_BEFORE_MERGES, VOCABULARY, CollectedEvents, Finished, run, smollm2_path
+
+from workers.manifest import sha256_of
+from workers.runner.events import EventWriter
+from workers.runner.program import Context
+from workers.runner.specs import PrepareSpec
+
+
+@pytest.fixture
+def events() -> CollectedEvents:
+    return CollectedEvents()
+
+
+@pytest.fixture
+def context(events: CollectedEvents) -> Context:
+    return Context(events=events, stop=threading.Event())
+
+
+@pytest.fixture(scope="session")
+def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's GGUF, cut. The vocabulary is a working one: the tokens that the first merges make."""
+    target = tmp_path_factory.mktemp("gguf") / "blob-without-suffix"
+    reader = gguf.GGUFReader(smollm2_path())
+    writer = gguf.GGUFWriter(target, "llama")
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value, kinds = field.contents(), field.types
+        if name in {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}:
+            value = value[:VOCABULARY]
+        elif name == "tokenizer.ggml.merges":
+            value = value[: VOCABULARY - TOKENS_BEFORE_MERGES]
+        elif name == "llama.block_count":
+            value = LAYERS
+        elif name == "llama.vocab_size":
+            value = VOCABULARY
+        writer.add_key_value(name, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
+    for tensor in reader.tensors:
+        parts = tensor.name.split(".")
+        if parts[0] == "blk" and int(parts[1]) >= LAYERS:
+            continue
+        data = tensor.data[:VOCABULARY] if tensor.name == "token_embd.weight" else tensor.data
+        writer.add_tensor(tensor.name, data.copy(), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.fixture(scope="session")
+def imported(small_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The end of the import program over the cut model."""
+    output_dir = tmp_path_factory.mktemp("imported")
+    spec = {"source_path": small_gguf, "source_sha256": sha256_of(small_gguf), "output_dir": output_dir}
+    finished = run("import_base_model", spec)
+    assert finished.code == 0, finished.stderr
+    return finished
+
+
+@pytest.fixture(scope="session")
+def base_model(imported: Finished) -> Path:
+    """The imported model's directory."""
+    return imported.output_dir / "model"
+
+
+@pytest.fixture(scope="session")
+def prepared(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train.jsonl and eval.jsonl over rows of arithmetic, made in this process."""
+    from workers.runner.data.preparation import run as prepare  # noqa: PLC0415 - only tests that need it load the tokenizer
+
+    folder = tmp_path_factory.mktemp("prepared")
+    dataset = folder / "dataset.jsonl"
+    dataset.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    spec = PrepareSpec(
+        dataset_path=dataset,
+        base_model_dir=base_model,
+        output_dir=folder,
+        max_tokens=64,
+        eval_fraction=0.25,
+        split_seed=0,
+    )
+    prepare(Context(events=EventWriter(None)), spec)
+    return folder / "data"

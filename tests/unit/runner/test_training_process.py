@@ -1,0 +1,97 @@
+"""A training process can be ended anywhere and continued by another to the same adapter, to the last bit."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runner_support import Running, start
+
+from workers.manifest import sha256_of, verify_manifest
+from workers.runner.specs import TrainOk, read_result
+
+STEPS = 60
+
+
+def _spec(output_dir: Path, base_model: Path, prepared: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "base_model_dir": base_model,
+        "train_path": prepared / "train.jsonl",
+        "output_dir": output_dir,
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.2},
+        "training": {
+            "steps": STEPS,
+            "micro_batch_size": 2,
+            "gradient_accumulation": 2,
+            "checkpoint_every_steps": 4,
+        },
+        "threads": 1,
+        "max_run_seconds": 600,
+        **changes,
+    }
+
+
+def _adapter(output_dir: Path) -> str:
+    return sha256_of(output_dir / "adapter" / "adapter_model.safetensors")
+
+
+def _signal_at_step(running: Running, step: int, signum: signal.Signals) -> None:
+    for event in running.events():
+        if event["type"] == "progress" and event["step"] >= step:
+            running.process.send_signal(signum)
+            return
+    pytest.fail(f"the run ended before step {step}: {running.stderr_path.read_text()}")
+
+
+def test_killed_or_stopped_and_resumed_equals_uninterrupted(base_model: Path, prepared: Path, tmp_path: Path) -> None:
+    whole, killed, resumed = (tmp_path / name for name in ("whole", "killed", "resumed"))
+
+    first = start("train", _spec(killed, base_model, prepared))
+    uninterrupted = start("train", _spec(whole, base_model, prepared))
+    _signal_at_step(first, 14, signal.SIGKILL)
+    after_kill = first.finish()
+    assert after_kill.code == -signal.SIGKILL
+    assert after_kill.result == {}
+    checkpoints = sorted(path for path in (killed / "checkpoints").iterdir() if not path.name.endswith(".partial"))
+    last = checkpoints[-1]
+    saved = verify_manifest(last)["extra"]["step"]
+    assert 8 <= saved < STEPS
+
+    second = start("train", _spec(resumed, base_model, prepared, resume_from=last))
+    _signal_at_step(second, saved + 10, signal.SIGTERM)
+    after_stop = second.finish()
+    assert after_stop.code == 75, after_stop.stderr
+    stopped_at = after_stop.result["preempted"]["step"]
+    checkpoint = Path(after_stop.result["preempted"]["checkpoint"])
+    assert verify_manifest(checkpoint)["extra"]["step"] == stopped_at
+    assert saved + 10 <= stopped_at < STEPS
+    assert after_stop.events[-1]["type"] == "checkpoint" or stopped_at % 4 == 0
+
+    third = start("train", _spec(resumed, base_model, prepared, resume_from=checkpoint)).finish()
+    assert third.code == 0, third.stderr
+    ok = read_result(resumed, TrainOk).ok
+    assert ok is not None
+    assert (ok.resumed_from_step, ok.steps) == (stopped_at, STEPS)
+
+    finished = uninterrupted.finish()
+    assert finished.code == 0, finished.stderr
+    assert finished.result["ok"]["final_loss"] == ok.final_loss
+    assert _adapter(resumed) == _adapter(whole)
+    # The adapter of another step is another one: the comparison above can fail.
+    assert sha256_of(checkpoint / "adapter_model.safetensors") != _adapter(whole)
+
+
+def test_a_refused_allocation_is_out_of_memory(base_model: Path, prepared: Path, tmp_path: Path) -> None:
+    spec = _spec(tmp_path, base_model, prepared)
+    spec["lora"]["dropout"] = 0.0
+    spec["training"] |= {"micro_batch_size": 1_024, "gradient_accumulation": 1}
+    limit = 1_500_000_000
+    running = start("train", spec, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
+    finished = running.finish()
+    assert finished.code == 77, finished.stderr
+    assert finished.result["failure"]["kind"] == "OUT_OF_MEMORY"
+    assert "micro_batch_size" in finished.result["failure"]["message"]
+    assert not (tmp_path / "adapter").exists()

@@ -1,0 +1,213 @@
+"""The control plane as workers see it: typed calls in the workers' own terms, patient with a server that restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from google.protobuf.struct_pb2 import Struct
+
+from control_plane.jobs.states import JobPhase
+from headway.attempts.v1 import attempt_service_pb2 as pb
+from headway.attempts.v1.attempt_service_pb2_grpc import AttemptServiceStub
+from headway.capacity.v1 import capacity_service_pb2
+from headway.capacity.v1.capacity_service_pb2_grpc import CapacityServiceStub
+from headway.jobs.v1 import job_pb2
+from headway.logs.v1.log_service_pb2_grpc import LogServiceStub
+from headway.registry.v1 import registry_service_pb2
+from headway.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from headway_client.channels import aio_channel
+from headway_client.errors import HeadwayError, from_rpc_error
+from workers.workflows.contracts import JobFailure, LeasedPhase, PhaseContext, StoredFiles
+
+if TYPE_CHECKING:
+    from grpc.aio import UnaryUnaryMultiCallable
+
+    from headway.logs.v1.log_service_pb2_grpc import LogServiceAsyncStub
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+_CALL_SECONDS = 10.0
+_TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED})
+
+STALE_ATTEMPT = "STALE_ATTEMPT"
+LEASE_NOT_HELD = "LEASE_NOT_HELD"
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedCheckpoint:
+    """A checkpoint on record: the optimizer steps it covers, and its files."""
+
+    step: int
+    files: StoredFiles
+
+
+def fenced_off(error: HeadwayError) -> bool:
+    """Whether the control plane says that whoever writes has been replaced, and must stop."""
+    return error.reason in {STALE_ATTEMPT, LEASE_NOT_HELD}
+
+
+class ControlPlane:
+    """Calls for the event loop it is made in. Every one is idempotent, so each is repeated while nobody answers.
+
+    All methods raise `HeadwayError`, in which `reason` tells a refusal and `code` an outage that lasted too long.
+    """
+
+    def __init__(self, address: str, *, patience_seconds: float = 20.0) -> None:
+        """Args:
+        address: host:port.
+        patience_seconds: how long one call is repeated while nobody answers. Callers above have patience of their own.
+        """
+        self._address = address
+        self._patience_seconds = patience_seconds
+        self._channel = aio_channel(address)
+        self._attempts = AttemptServiceStub(self._channel)
+        self._capacity = CapacityServiceStub(self._channel)
+        self._registry = RegistryServiceStub(self._channel)
+        self.logs: LogServiceAsyncStub = LogServiceStub(self._channel)
+        """The log service itself: its stream is looked after by the agent."""
+
+    async def close(self) -> None:
+        """Ends every call."""
+        await self._channel.close()
+
+    async def start_phase(self, context: PhaseContext, phase: JobPhase) -> None:
+        """Says that a phase begins."""
+        request = pb.StartPhaseRequest(job_id=context.job.job_id, attempt=context.attempt, phase=_phase(phase))
+        await self._call(self._attempts.StartPhase, request)
+
+    async def finish_phase(self, context: PhaseContext, phase: JobPhase, detail: Mapping[str, Any]) -> None:
+        """Says that a phase ended well, and what it found: JSON values."""
+        request = pb.FinishPhaseRequest(
+            job_id=context.job.job_id, attempt=context.attempt, phase=_phase(phase), detail=_struct(detail)
+        )
+        await self._call(self._attempts.FinishPhase, request)
+
+    async def request_lease(self, context: PhaseContext, lease_id: str, phase: LeasedPhase) -> None:
+        """Asks for a lease of the shape that the job's spec names."""
+        resources = context.job.spec.resources
+        request = pb.RequestLeaseRequest(
+            lease_id=lease_id,
+            job_id=context.job.job_id,
+            attempt=context.attempt,
+            phase=_phase(JobPhase(phase.value)),
+            shape=pb.Shape(accelerators=resources.accelerators, accelerator_kind=resources.accelerator_kind),
+            max_run_seconds=resources.max_run_seconds,
+        )
+        await self._call(self._attempts.RequestLease, request)
+
+    async def renew_lease(self, job_id: str, attempt: int, lease_id: str, *, deadline_seconds: float) -> float:
+        """Keeps a lease alive; returns for how many seconds from now. One try: the caller knows until when it may try."""
+        request = pb.RenewLeaseRequest(lease_id=lease_id, job_id=job_id, attempt=attempt)
+        try:
+            answer = await self._attempts.RenewLease(request, timeout=deadline_seconds)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._address) from error
+        return answer.remaining_seconds
+
+    async def release_lease(self, job_id: str, lease_id: str, outcome: str) -> None:
+        """Gives a lease back, or withdraws its request."""
+        request = pb.ReleaseLeaseRequest(lease_id=lease_id, job_id=job_id, outcome=outcome)
+        await self._call(self._attempts.ReleaseLease, request)
+
+    async def commit_checkpoint(self, job_id: str, attempt: int, checkpoint: CommittedCheckpoint) -> None:
+        """Makes an uploaded checkpoint the one to resume from."""
+        message = pb.Checkpoint(
+            step=checkpoint.step,
+            manifest_uri=checkpoint.files.manifest_uri,
+            manifest_sha256=checkpoint.files.manifest_sha256,
+            attempt=attempt,
+        )
+        request = pb.CommitCheckpointRequest(job_id=job_id, attempt=attempt, checkpoint=message)
+        await self._call(self._attempts.CommitCheckpoint, request)
+
+    async def list_checkpoints(self, job_id: str, *, before_step: int = 0) -> list[CommittedCheckpoint]:
+        """A page of committed checkpoints, newest first; with `before_step`, those below it."""
+        request = pb.ListCheckpointsRequest(job_id=job_id, before_step=before_step)
+        answer = await self._call(self._attempts.ListCheckpoints, request)
+        return [
+            CommittedCheckpoint(
+                step=found.step,
+                files=StoredFiles(manifest_uri=found.manifest_uri, manifest_sha256=found.manifest_sha256),
+            )
+            for found in answer.checkpoints
+        ]
+
+    async def record_resume(self, job_id: str, attempt: int, step: int, damaged_steps: Sequence[int]) -> None:
+        """Records where the attempt goes on from, and which checkpoints it passed over."""
+        request = pb.RecordResumeRequest(job_id=job_id, attempt=attempt, step=step, damaged_steps=damaged_steps[:100])
+        await self._call(self._attempts.RecordResume, request)
+
+    async def finish_job(self, context: PhaseContext, state: str, failure: JobFailure | None) -> str:
+        """Moves the job to its final state; returns the state it is in then."""
+        request = pb.FinishJobRequest(
+            job_id=context.job.job_id,
+            attempt=context.attempt,
+            state=job_pb2.JobState.Value(f"JOB_STATE_{state}"),
+            failure=None if failure is None else _failure(failure),
+        )
+        answer = await self._call(self._attempts.FinishJob, request)
+        return job_pb2.JobState.Name(answer.state).removeprefix("JOB_STATE_")
+
+    async def register_worker(self, worker: capacity_service_pb2.Worker) -> float:
+        """Says what this machine offers; returns within how many seconds to say it again. One try."""
+        request = capacity_service_pb2.RegisterWorkerRequest(worker=worker)
+        try:
+            answer = await self._capacity.RegisterWorker(request, timeout=_CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self._address) from error
+        return answer.heartbeat_seconds
+
+    async def register_model_version(
+        self, context: PhaseContext, version: registry_service_pb2.ModelVersion
+    ) -> registry_service_pb2.ModelVersion:
+        """Registers what the job made, once per job; returns it as stored."""
+        request = registry_service_pb2.RegisterModelVersionRequest(
+            job_id=context.job.job_id, attempt=context.attempt, model_version=version
+        )
+        return (await self._call(self._registry.RegisterModelVersion, request)).model_version
+
+    async def record_mirror(self, context: PhaseContext, mlflow_version: str) -> None:
+        """Says that MLflow mirrors the job's model version."""
+        request = registry_service_pb2.RecordMirrorRequest(
+            job_id=context.job.job_id, attempt=context.attempt, mlflow_version=mlflow_version
+        )
+        await self._call(self._registry.RecordMirror, request)
+
+    async def _call(self, method: UnaryUnaryMultiCallable[_Request, _Response], request: _Request) -> _Response:
+        give_up = time.monotonic() + self._patience_seconds
+        wait = 0.1
+        while True:
+            try:
+                return await method(request, timeout=_CALL_SECONDS)
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error, self._address)
+                if failure.code not in _TRANSIENT or time.monotonic() + wait > give_up:
+                    raise failure from error
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 — jitter, not a secret
+            wait = min(2 * wait, 2.0)
+
+
+def _phase(phase: JobPhase) -> job_pb2.JobPhase.ValueType:
+    return job_pb2.JobPhase.Value(f"JOB_PHASE_{phase.value}")
+
+
+def _struct(values: Mapping[str, Any]) -> Struct:
+    struct = Struct()
+    struct.update(dict(values))
+    return struct
+
+
+def _failure(failure: JobFailure) -> job_pb2.Failure:
+    return job_pb2.Failure(
+        kind=job_pb2.FailureKind.Value(f"FAILURE_KIND_{failure.kind.value}"),
+        message=failure.message,
+        violations=[job_pb2.Violation(**violation.model_dump()) for violation in failure.violations],
+        violation_count=failure.violation_count,
+    )

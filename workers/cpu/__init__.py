@@ -1,0 +1,1 @@
+"""The CPU worker: every workflow, and the activities that hold no lease."""

@@ -1,0 +1,38 @@
+"""`python -m workers.gpu.agent SPEC.json`: supervises one runner; writes `<workdir>/agent_result.json`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import structlog
+
+from control_plane.settings import Settings
+from headway_client import telemetry
+from workers.gpu.agent.agent import exit_code, run
+from workers.gpu.agent.spec import RESULT_NAME, AgentSpec
+
+
+def main() -> int:
+    """Runs the agent; returns its exit code, which is one of the runner's or of `AgentExit`."""
+    spec = AgentSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+    settings = Settings()
+    provider = telemetry.configure("headway-agent", settings.telemetry.otlp_traces_url, settings.telemetry.otlp_headers)
+    try:
+        with (
+            structlog.contextvars.bound_contextvars(job_id=spec.context.job.job_id, attempt=spec.grant.attempt),
+            telemetry.continued(os.environ.get("TRACEPARENT", "")),
+        ):
+            result = asyncio.run(run(spec, settings))
+    finally:
+        provider.shutdown()
+    partial = spec.workdir / f"{RESULT_NAME}.partial"
+    partial.write_text(result.model_dump_json(exclude_none=True))
+    partial.replace(spec.workdir / RESULT_NAME)
+    return exit_code(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

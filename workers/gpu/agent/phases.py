@@ -1,0 +1,163 @@
+"""What the agent does in each leased phase: stage, run, upload."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from control_plane.jobs.states import FailureKind
+from control_plane.settings import TelemetrySettings
+from headway_client import telemetry
+from workers.control_plane import ControlPlane
+from workers.gpu.agent.checkpoints import CheckpointUploader, ResumePoint, newest_good
+from workers.gpu.agent.logs import LogForwarder
+from workers.gpu.agent.memory import memory_limit_bytes, out_of_memory_kills
+from workers.gpu.agent.runner import Runner, RunnerEnd
+from workers.gpu.agent.spec import AgentResult, AgentSpec
+from workers.programs import runner_environment
+from workers.runner.exit_codes import ExitCode
+from workers.runner.specs import EvaluateOk, EvaluateSpec, ResultFile, RunnerSpec, TrainOk, TrainSpec
+from workers.storage import ObjectStore
+from workers.stored_files import FileCache, download, project_prefix, upload
+from workers.workflows.contracts import AttemptLoss, JobFailure, LossReason, Scores, StoredFiles, TrainedModel
+
+OkT = TypeVar("OkT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a phase works with."""
+
+    spec: AgentSpec
+    control_plane: ControlPlane
+    store: ObjectStore
+    cache: FileCache
+    logs: LogForwarder
+    runner: Runner
+    uploader: CheckpointUploader
+    telemetry: TelemetrySettings
+
+    def upload(self, directory: Path) -> StoredFiles:
+        """Stores a directory among the project's files. Blocks."""
+        return upload(self.store, directory, project_prefix(self.spec.context.job.project))
+
+
+async def train(tools: Tools) -> AgentResult:
+    """Trains, from the newest good checkpoint if there is one, and uploads the adapter.
+
+    Raises:
+        HeadwayError, StorageError, ObjectMissingError, IntegrityError: as staging and uploading.
+    """
+    spec, job = tools.spec, tools.spec.context.job
+    base_model_dir, data_dir = await _stage(tools)
+    resume = await _resume_point(tools)
+    program_spec = TrainSpec(
+        base_model_dir=base_model_dir,
+        train_path=data_dir / "train.jsonl",
+        output_dir=spec.workdir / "train",
+        lora=job.spec.lora,
+        training=job.spec.training,
+        threads=spec.threads,
+        resume_from=None if resume is None else resume.directory,
+        max_run_seconds=max(1.0, spec.run_seconds_left),
+    )
+    end = await _run(tools, "train", program_spec, TrainOk)
+    await tools.uploader.drain()
+    if end.result is None or end.result.ok is None:
+        return _without_result(end)
+    found = end.result.ok
+    with telemetry.tracer().start_as_current_span("upload adapter"):
+        adapter = await asyncio.to_thread(tools.upload, program_spec.output_dir / "adapter")
+    trained = TrainedModel(
+        adapter=adapter, final_loss=found.final_loss, steps=found.steps, tokens_per_second=found.tokens_per_second
+    )
+    return AgentResult(trained=trained)
+
+
+async def evaluate(tools: Tools) -> AgentResult:
+    """Scores base and tuned model, and uploads the loss of every row.
+
+    Raises:
+        HeadwayError, StorageError, ObjectMissingError, IntegrityError: as staging and uploading.
+    """
+    spec, wanted = tools.spec, tools.spec.context.job.spec.evaluation
+    if spec.trained is None:
+        raise ValueError("the agent's spec lacks `trained`, which EVALUATE needs; the activity must pass it on")
+    base_model_dir, data_dir = await _stage(tools)
+    adapter_dir = spec.workdir / "adapter"
+    await asyncio.to_thread(download, tools.store, spec.trained.adapter, adapter_dir)
+    program_spec = EvaluateSpec(
+        base_model_dir=base_model_dir,
+        adapter_dir=adapter_dir,
+        eval_path=data_dir / "eval.jsonl",
+        batch_size=wanted.batch_size,
+        sample_prompts=wanted.sample_prompts,
+        max_new_tokens=wanted.max_new_tokens,
+        threads=spec.threads,
+        output_dir=spec.workdir / "evaluate",
+    )
+    end = await _run(tools, "evaluate", program_spec, EvaluateOk)
+    if end.result is None or end.result.ok is None:
+        return _without_result(end)
+    with telemetry.tracer().start_as_current_span("upload records"):
+        records = await asyncio.to_thread(tools.upload, program_spec.output_dir / "records")
+    return AgentResult(scores=Scores(records=records, **end.result.ok.model_dump()))
+
+
+async def _stage(tools: Tools) -> tuple[Path, Path]:
+    """Directories of the base model and of the tokenised data, both verified."""
+    spec = tools.spec
+    data_dir = spec.workdir / "data"
+    with telemetry.tracer().start_as_current_span("stage inputs"):
+        base_model_dir = await asyncio.to_thread(tools.cache.stage, spec.prepared.base_model)
+        await asyncio.to_thread(download, tools.store, spec.prepared.dataset, data_dir)
+    return base_model_dir, data_dir
+
+
+async def _resume_point(tools: Tools) -> ResumePoint | None:
+    spec = tools.spec
+    with telemetry.tracer().start_as_current_span("find checkpoint") as span:
+        resume, damaged = await newest_good(spec, tools.control_plane, tools.store, spec.workdir / "resume")
+        step = 0 if resume is None else resume.step
+        span.set_attribute("headway.step", step)
+    if spec.grant.attempt > 1 or damaged:
+        await tools.control_plane.record_resume(spec.context.job.job_id, spec.grant.attempt, step, damaged)
+        passed_over = f", past damaged ones at {damaged}" if damaged else ""
+        tools.logs.line(f"attempt {spec.grant.attempt} goes on from step {step}{passed_over}", "agent")
+    return resume
+
+
+async def _run(tools: Tools, program: str, spec: RunnerSpec, ok_type: type[OkT]) -> RunnerEnd[OkT]:
+    environment = runner_environment(tools.telemetry, **tools.spec.runner_environment)
+    killed_before = out_of_memory_kills()
+    end = await tools.runner.run(program, spec, ok_type, environment)
+    if end.code == 137 and out_of_memory_kills() > killed_before:
+        return _out_of_memory(end)
+    if end.code == ExitCode.PREEMPTED and not tools.runner.stopping:
+        tools.logs.line("the runner was asked to stop by somebody else", "agent", "WARNING")
+    return end
+
+
+def _out_of_memory(end: RunnerEnd[OkT]) -> RunnerEnd[OkT]:
+    limit = memory_limit_bytes()
+    said = f", whose limit is {limit:,} bytes" if limit else ""
+    failure = JobFailure(
+        kind=FailureKind.OUT_OF_MEMORY,
+        message=f"the runner was killed because memory ran out on its machine{said}; use smaller batches or shorter sequences",
+    )
+    return replace(end, result=ResultFile[OkT](failure=failure))
+
+
+def _without_result(end: RunnerEnd[OkT]) -> AgentResult:
+    """What an end without `ok` means: a verdict, a preemption, or a crash."""
+    if end.result is not None and end.result.failure is not None and end.result.failure.kind is not FailureKind.PLATFORM:
+        return AgentResult(failure=end.result.failure)
+    if end.result is not None and end.result.preempted is not None:
+        message = f"the runner stopped on request at step {end.result.preempted.step}"
+        return AgentResult(loss=AttemptLoss(reason=LossReason.PREEMPTED, message=message))
+    said = end.result.failure.message if end.result is not None and end.result.failure is not None else end.description
+    return AgentResult(loss=AttemptLoss(reason=LossReason.RUNNER_CRASHED, message=said))

@@ -1,0 +1,1 @@
+"""Datasets: rows, their faults, their split and their tokens."""

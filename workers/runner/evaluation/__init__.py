@@ -1,0 +1,1 @@
+"""Held-out losses and samples of base and tuned model."""

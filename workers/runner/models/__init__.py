@@ -1,0 +1,1 @@
+"""Base models and adapters: vetting, importing, loading, running."""

@@ -1,0 +1,119 @@
+"""Runs several documents through a model as one sequence, end to end, without a padding token in between.
+
+Linear layers, which do nearly all of the work, see one long sequence; attention is done document by document, so documents
+stay apart and its cost does not grow with their number. On two cores a step over chat rows takes two thirds of the time
+that the same step takes with padding, for the same loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from workers.runner.data.tokenized import TokenizedRow
+
+ATTENTION = "headway_documents"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """N documents of T tokens in all, M of which are targets.
+
+    tokens, positions: (1, T), positions counted from 0 in each document. ends: where each document ends in T.
+    sources: (M,), the place in T whose logits predict the target. targets: (M,). owners: (M,), each target's document.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    ends: tuple[int, ...]
+    sources: Tensor
+    targets: Tensor
+    owners: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenizedRow], device: torch.device) -> Documents:
+        """Lays `rows` end to end. Every row has at least one token before its first target."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        ends: list[int] = []
+        sources: list[int] = []
+        targets: list[int] = []
+        owners: list[int] = []
+        for index, row in enumerate(rows):
+            start = len(tokens)
+            tokens.extend(row.tokens)
+            positions.extend(range(len(row.tokens)))
+            ends.append(len(tokens))
+            sources.extend(range(start + row.targets_from - 1, len(tokens) - 1))
+            targets.extend(row.tokens[row.targets_from :])
+            owners.extend([index] * row.target_count)
+        return cls(
+            tokens=torch.tensor([tokens], device=device),
+            positions=torch.tensor([positions], device=device),
+            ends=tuple(ends),
+            sources=torch.tensor(sources, device=device),
+            targets=torch.tensor(targets, device=device),
+            owners=torch.tensor(owners, device=device),
+        )
+
+
+def document_losses(model: Any, documents: Documents) -> Tensor:
+    """Sum of negative log-likelihoods of each document's targets, in nats: (N,), fp32.
+
+    Logits are made for targets only: with a vocabulary of 50,000 the output head would otherwise take more memory than
+    all layers together.
+
+    Args:
+        model: a causal language model loaded by `load_base_model`, adapters injected or not.
+        documents: on the model's device.
+    """
+    hidden = model.model(
+        input_ids=documents.tokens, position_ids=documents.positions, use_cache=False, document_ends=documents.ends
+    ).last_hidden_state
+    logits = model.lm_head(hidden[0, documents.sources])
+    losses = functional.cross_entropy(logits.float(), documents.targets, reduction="none")
+    return torch.zeros(len(documents.ends), device=losses.device).index_add(0, documents.owners, losses)
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    document_ends: tuple[int, ...] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Causal attention inside each document. query: (1, heads, T, size), key and value: (1, key heads, T, size)."""
+    if document_ends is None:
+        # Generation: one document, with a cache.
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+    outputs: list[Tensor] = []
+    start = 0
+    for end in document_ends:
+        outputs.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, start:end],
+                value[:, :, start:end],
+                dropout_p=dropout,
+                is_causal=True,
+                scale=scaling,
+                enable_gqa=True,
+            )
+        )
+        start = end
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _attend)

@@ -1,0 +1,151 @@
+"""What goes into the runner programs and what comes out, as models that their callers share. No torch here.
+
+`python -m workers.runner.<program> SPEC.json` reads its spec from a file and writes `<output_dir>/result.json`, atomically:
+one of `{"ok": ...}`, `{"failure": ...}` and `{"preempted": ...}`, in agreement with the exit code (exit_codes.py). A result
+file from an earlier run in the same folder is removed before anything else happens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from control_plane.jobs.spec import LoraSpec, Sha256Hex, TrainingSpec
+from workers.workflows.contracts import JobFailure, Sample
+
+RESULT_NAME = "result.json"
+OkT = TypeVar("OkT", bound=BaseModel)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunnerSpec(_Model):
+    """What every program is told."""
+
+    output_dir: Path
+    """Where results go; made if it is not there."""
+
+
+class ImportBaseModelSpec(RunnerSpec):
+    """`import_base_model`: turn a GGUF file into safetensors, in `<output_dir>/model/`."""
+
+    source_path: Path
+    source_sha256: Sha256Hex
+
+
+class ImportBaseModelOk(_Model):
+    """What was imported: the class that loads it, and its number of parameters."""
+
+    architecture: str
+    parameters: int
+
+
+class PrepareSpec(RunnerSpec):
+    """`prepare`: validate, tokenise and split a dataset into `<output_dir>/data/`."""
+
+    dataset_path: Path
+    """JSONL, each row {"prompt": text, "completion": text}."""
+    base_model_dir: Path
+    max_tokens: int = Field(ge=8)
+    eval_fraction: float = Field(gt=0.0, le=0.5)
+    split_seed: int = Field(ge=0)
+
+
+class PrepareOk(_Model):
+    """What was prepared. Tokens are those that carry loss: completions with their end-of-turn token."""
+
+    train_rows: int
+    eval_rows: int
+    train_tokens: int
+    eval_tokens: int
+    duplicate_rows: int
+    """Rows left out because the same pair came earlier."""
+    truncated_rows: int
+    """Rows cut at `max_tokens`."""
+    truncated_tokens: int
+    """Completion tokens lost by that."""
+
+
+class TrainSpec(RunnerSpec):
+    """`train`: LoRA fine-tuning; checkpoints in `<output_dir>/checkpoints/`, the result in `<output_dir>/adapter/`.
+
+    When `max_run_seconds` have passed since the program's start it saves after the optimizer step in hand and ends with
+    failure RUN_TIME_EXCEEDED (exit code USER_ERROR): the caller passes what is left of the job's limit, so there is nothing to
+    try again. The checkpoint is kept all the same.
+    """
+
+    base_model_dir: Path
+    train_path: Path
+    lora: LoraSpec
+    training: TrainingSpec
+    threads: int = Field(ge=1, le=1_024)
+    """Threads of matrix products. On CPU the result is a function of it, to the last bit."""
+    resume_from: Path | None = None
+    """A checkpoint directory of the same run, verified before use."""
+    max_run_seconds: float = Field(gt=0.0)
+
+
+class TrainOk(_Model):
+    """What was trained."""
+
+    final_loss: float
+    """Nats per target token over the last optimizer step."""
+    steps: int
+    tokens_per_second: float
+    """Tokens, prompts included, that went through the model per second of this attempt's steps; 0 if it made none."""
+    resumed_from_step: int
+    """0 for a run from the start."""
+
+
+class EvaluateSpec(RunnerSpec):
+    """`evaluate`: score base and tuned model on the held-out rows; every row's loss in `<output_dir>/records/`."""
+
+    base_model_dir: Path
+    adapter_dir: Path
+    eval_path: Path
+    batch_size: int = Field(ge=1)
+    sample_prompts: tuple[str, ...] = ()
+    max_new_tokens: int = Field(ge=1)
+    threads: int = Field(ge=1, le=1_024)
+
+
+class EvaluateOk(_Model):
+    """What was found; the fields are those of `contracts.Scores`, without `records`."""
+
+    base_loss: float
+    base_loss_se: float
+    tuned_loss: float
+    tuned_loss_se: float
+    gain: float
+    gain_se: float
+    rows: int
+    samples: tuple[Sample, ...]
+
+
+class Preemption(_Model):
+    """How far a program came that was asked to stop."""
+
+    step: int
+    checkpoint: Path | None = None
+
+
+class ResultFile(_Model, Generic[OkT]):
+    """The content of result.json; exactly one field is set."""
+
+    ok: SerializeAsAny[OkT] | None = None
+    failure: JobFailure | None = None
+    preempted: Preemption | None = None
+
+
+def read_result(output_dir: Path, ok_type: type[OkT]) -> ResultFile[OkT]:
+    """Reads what a program left in its output directory.
+
+    Raises:
+        FileNotFoundError: it left nothing, as a program does that died.
+        pydantic.ValidationError: the file is not a result of that program.
+    """
+    return ResultFile[ok_type].model_validate_json((output_dir / RESULT_NAME).read_bytes())

@@ -1,0 +1,37 @@
+"""The order of rows and the learning rate: pure functions of the step, so that resuming needs no state for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from control_plane.jobs.spec import TrainingSpec
+
+
+class DataOrder:
+    """An endless sequence of row indices: every row once per epoch, each epoch in an order of its own."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows = rows
+        self._seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def take(self, position: int, count: int) -> list[int]:
+        """The indices at places `position` to `position + count - 1` of the sequence; it goes on over the end of an epoch."""
+        return [self._at(place) for place in range(position, position + count)]
+
+    def _at(self, place: int) -> int:
+        epoch, offset = divmod(place, self._rows)
+        if epoch != self._epoch:
+            # A seed of two numbers, so that no two runs meet in different epochs, as they would with seed + epoch.
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._rows).tolist()
+            self._epoch = epoch
+        return self._order[offset]
+
+
+def learning_rate(spec: TrainingSpec, step: int) -> float:
+    """The rate of optimizer step `step`, counted from 0: linear up over the warm-up, then linear down, never 0."""
+    warmup = min(spec.warmup_steps, spec.steps)
+    if step < warmup:
+        return spec.learning_rate * (step + 1) / (warmup + 1)
+    return spec.learning_rate * (spec.steps - step) / (spec.steps - warmup)

@@ -1,0 +1,185 @@
+"""Sets of files in the object store: each file a blob named by its hash, and one manifest, written last, that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from control_plane.jobs.spec import Sha256Hex
+from workers.manifest import ManifestError, sha256_of
+from workers.storage import IntegrityError, ObjectStore
+from workers.workflows.contracts import StoredFiles
+
+_log = structlog.get_logger()
+
+
+def project_prefix(project: str) -> str:
+    """Where a project's blobs and manifests are."""
+    return f"projects/{project}"
+
+
+BASE_MODELS_PREFIX = "base-models"
+"""Where base models are, which all projects share."""
+
+
+def blob_key(prefix: str, sha256: str) -> str:
+    """The key of a blob."""
+    return f"{prefix}/blobs/{sha256}"
+
+
+class StoredFile(BaseModel):
+    """One file of a set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    """Below the set's root, with forward slashes."""
+    uri: str
+    size_bytes: int = Field(ge=0)
+    sha256: Sha256Hex
+
+    @field_validator("path")
+    @classmethod
+    def _stays_below_the_root(cls, path: str) -> str:
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
+            raise ValueError(f"{path!r} does not stay below the set's root")
+        return path
+
+
+class FileSet(BaseModel):
+    """The content of a manifest; files are sorted by path, so that equal sets have equal hashes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    files: tuple[StoredFile, ...]
+
+    def to_bytes(self) -> bytes:
+        """Its canonical JSON."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+
+
+def upload(store: ObjectStore, directory: Path, prefix: str) -> StoredFiles:
+    """Stores every file below `directory`, then the manifest that names them. Safe to repeat.
+
+    Raises:
+        IntegrityError: a file changed while it was stored.
+        StorageError: the store failed.
+    """
+    files: list[StoredFile] = []
+    for path in sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()):
+        sha256 = sha256_of(path)
+        uri = store.put_file(blob_key(prefix, sha256), path, sha256)
+        name = path.relative_to(directory).as_posix()
+        files.append(StoredFile(path=name, uri=uri, size_bytes=path.stat().st_size, sha256=sha256))
+    content = FileSet(files=tuple(sorted(files, key=lambda file: file.path))).to_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    key = f"{prefix}/manifests/{sha256}.json"
+    store.put_bytes(key, content)
+    return StoredFiles(manifest_uri=store.uri(key), manifest_sha256=sha256)
+
+
+def read_file_set(store: ObjectStore, stored: StoredFiles) -> FileSet:
+    """The set that a manifest names.
+
+    Raises:
+        ObjectMissingError: the manifest is not there.
+        IntegrityError: it has other bytes, or is not a manifest.
+        StorageError: the store failed.
+    """
+    content = store.get_bytes(stored.manifest_uri, stored.manifest_sha256)
+    try:
+        return FileSet.model_validate_json(content)
+    except ValidationError as error:
+        raise IntegrityError(stored.manifest_uri, "of a manifest", f"something else ({error})") from error
+
+
+def download(store: ObjectStore, stored: StoredFiles, directory: Path) -> None:
+    """Fetches a set into `directory`, which must not exist yet and appears only when all of it is right.
+
+    Raises:
+        ObjectMissingError: the manifest or a file is not there.
+        IntegrityError: one of them has other bytes.
+        StorageError: the store failed.
+    """
+    partial = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    try:
+        download_files(store, read_file_set(store, stored).files, partial)
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def download_files(store: ObjectStore, files: Iterable[StoredFile], directory: Path) -> None:
+    """Fetches files into a directory, each under its path.
+
+    Raises:
+        ObjectMissingError, IntegrityError, StorageError: as `download`.
+    """
+    for file in files:
+        target = directory / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.get_file(file.uri, target, file.sha256)
+
+
+class FileCache:
+    """Sets of files kept on this machine, named by their manifest's hash and checked at every use."""
+
+    def __init__(self, root: Path, store: ObjectStore) -> None:
+        self._root = root
+        self._store = store
+
+    def stage(self, stored: StoredFiles) -> Path:
+        """A directory with the set, for reading only. Fetched if it is not there, or not any more what it was.
+
+        Raises:
+            ObjectMissingError, IntegrityError, StorageError: as `download`.
+        """
+        target = self._root / stored.manifest_sha256
+        with self._locked(target.name):
+            if target.is_dir():
+                try:
+                    _verify(target, read_file_set(self._store, stored))
+                except ManifestError as error:
+                    _log.warning("cached files are damaged and fetched again", directory=str(target), fault=str(error))
+                    shutil.rmtree(target)
+            if not target.is_dir():
+                download(self._store, stored, target)
+        return target
+
+    def adopt(self, stored: StoredFiles, directory: Path) -> Path:
+        """Moves the directory that `stored` was made from into the cache; returns where it is now."""
+        target = self._root / stored.manifest_sha256
+        with self._locked(target.name):
+            if not target.is_dir():
+                directory.rename(target)
+        return target
+
+    @contextmanager
+    def _locked(self, name: str) -> Generator[None]:
+        # Workers on one machine share the cache.
+        self._root.mkdir(parents=True, exist_ok=True)
+        with (self._root / f"{name}.lock").open("wb") as lock:
+            flock(lock, LOCK_EX)
+            yield
+
+
+def _verify(directory: Path, expected: FileSet) -> None:
+    found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    for name in sorted(found ^ {file.path for file in expected.files}):
+        raise ManifestError(name, "as in the manifest", "unlisted" if name in found else "nothing")
+    for file in expected.files:
+        if (digest := sha256_of(directory / file.path)) != file.sha256:
+            raise ManifestError(file.path, f"SHA-256 {file.sha256}", f"SHA-256 {digest}")
