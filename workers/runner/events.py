@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from opentelemetry import trace
 
@@ -22,7 +21,7 @@ class EventWriter:
     A reader that is slow slows the program down: no event is dropped while there is a reader.
     """
 
-    def __init__(self, stream: BinaryIO | None) -> None:
+    def __init__(self, stream: io.RawIOBase | None) -> None:
         self._stream = stream
         self._sequence = 0
         self._lock = threading.Lock()
@@ -35,7 +34,7 @@ class EventWriter:
             return cls(None)
         descriptor = int(value)
         os.set_inheritable(descriptor, False)
-        return cls(os.fdopen(descriptor, "wb"))
+        return cls(os.fdopen(descriptor, "wb", buffering=0))
 
     def log(self, text: str, level: str = "INFO") -> None:
         """A line for people."""
@@ -53,8 +52,7 @@ class EventWriter:
         """Closes the pipe, so that its reader sees the end."""
         with self._lock:
             if self._stream is not None:
-                with suppress(BrokenPipeError):
-                    self._stream.close()
+                self._stream.close()
                 self._stream = None
 
     def _write(self, kind: str, fields: Mapping[str, object]) -> None:
@@ -71,9 +69,11 @@ class EventWriter:
                 "span_id": f"{span.span_id:016x}" if span.is_valid else "",
                 **fields,
             }
+            rest = memoryview(json.dumps(event, allow_nan=False).encode() + b"\n")
             try:
-                self._stream.write(json.dumps(event, allow_nan=False).encode() + b"\n")
-                self._stream.flush()
+                while rest:
+                    rest = rest[self._stream.write(rest) :]
             except BrokenPipeError:
                 # Whoever supervised this process has died; its guardian is about to end us too.
+                self._stream.close()
                 self._stream = None

@@ -13,7 +13,7 @@ from runner_support import Running, start
 from workers.manifest import sha256_of, verify_manifest
 from workers.runner.specs import TrainOk, read_result
 
-STEPS = 60
+STEPS = 24
 
 
 def _spec(output_dir: Path, base_model: Path, prepared: Path, **changes: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def _spec(output_dir: Path, base_model: Path, prepared: Path, **changes: Any) ->
             "steps": STEPS,
             "micro_batch_size": 2,
             "gradient_accumulation": 2,
-            "checkpoint_every_steps": 4,
+            "checkpoint_every_steps": 3,
         },
         "threads": 1,
         "max_run_seconds": 600,
@@ -51,24 +51,24 @@ def test_killed_or_stopped_and_resumed_equals_uninterrupted(base_model: Path, pr
 
     first = start("train", _spec(killed, base_model, prepared))
     uninterrupted = start("train", _spec(whole, base_model, prepared))
-    _signal_at_step(first, 14, signal.SIGKILL)
+    _signal_at_step(first, 8, signal.SIGKILL)
     after_kill = first.finish()
     assert after_kill.code == -signal.SIGKILL
     assert after_kill.result == {}
     checkpoints = sorted(path for path in (killed / "checkpoints").iterdir() if not path.name.endswith(".partial"))
     last = checkpoints[-1]
     saved = verify_manifest(last)["extra"]["step"]
-    assert 8 <= saved < STEPS
+    assert 3 <= saved < STEPS - 6
 
     second = start("train", _spec(resumed, base_model, prepared, resume_from=last))
-    _signal_at_step(second, saved + 10, signal.SIGTERM)
+    _signal_at_step(second, saved + 4, signal.SIGTERM)
     after_stop = second.finish()
     assert after_stop.code == 75, after_stop.stderr
     stopped_at = after_stop.result["preempted"]["step"]
     checkpoint = Path(after_stop.result["preempted"]["checkpoint"])
     assert verify_manifest(checkpoint)["extra"]["step"] == stopped_at
-    assert saved + 10 <= stopped_at < STEPS
-    assert after_stop.events[-1]["type"] == "checkpoint" or stopped_at % 4 == 0
+    assert saved + 4 <= stopped_at < STEPS
+    assert after_stop.events[-1]["type"] == "checkpoint" or stopped_at % 3 == 0
 
     third = start("train", _spec(resumed, base_model, prepared, resume_from=checkpoint)).finish()
     assert third.code == 0, third.stderr

@@ -30,7 +30,7 @@ def inject_lora(model: Any, spec: LoraSpec, seed: int) -> PeftModel:
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
-        target_modules="all-linear",
+        target_modules=_linear_layers(model),
         task_type=TaskType.CAUSAL_LM,
     )
     with warnings.catch_warnings():
@@ -39,6 +39,12 @@ def inject_lora(model: Any, spec: LoraSpec, seed: int) -> PeftModel:
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)  # noqa: S101 - narrows the library's union, whose other member needs mixed=True
     return adapted
+
+
+def _linear_layers(model: Any) -> list[str]:
+    """Last parts of the names of all linear layers but the output head."""
+    names = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return sorted({name.rpartition(".")[2] for name in names} - {"lm_head"})
 
 
 def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:

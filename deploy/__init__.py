@@ -1,0 +1,1 @@
+"""How Headway gets to run: on one machine, and on Kubernetes."""

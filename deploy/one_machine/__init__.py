@@ -1,0 +1,1 @@
+"""All of Headway on one machine, under one supervisor: what `headway up`, `headway down` and `headway status` do."""
