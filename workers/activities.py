@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -16,6 +15,7 @@ from control_plane.jobs.states import FailureKind
 from headway_client.errors import HeadwayError
 from workers.child import Child
 from workers.control_plane import STALE_ATTEMPT, fenced_off
+from workers.programs import describe_exit
 from workers.storage import IntegrityError, ObjectMissingError, StorageError
 from workers.workflows.contracts import AttemptLoss, JobFailure, LossReason, PhaseContext
 from workers.workflows.failures import ATTEMPT_LOST
@@ -106,18 +106,6 @@ async def supervise(child: Child, grace_seconds: float) -> int:
     finally:
         exited.cancel()
         shutdown.cancel()
-
-
-def describe_exit(code: int) -> str:
-    """An exit code for people: 128 + n is a death by signal n."""
-    if code <= 128:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(code - 128).name
-    except ValueError:
-        return f"exit code {code}"
-    hint = " (killed: by the kernel when memory ran out, or by an operator)" if name == "SIGKILL" else ""
-    return f"signal {name}{hint}"
 
 
 def _bounded(failure: JobFailure) -> JobFailure:

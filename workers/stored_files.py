@@ -42,23 +42,23 @@ class StoredFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str
-    """Below the set's root, with forward slashes."""
+    name: str
+    """Path below the set's root, with forward slashes."""
     uri: str
-    size_bytes: int = Field(ge=0)
+    size: int = Field(ge=0)
     sha256: Sha256Hex
 
-    @field_validator("path")
+    @field_validator("name")
     @classmethod
-    def _stays_below_the_root(cls, path: str) -> str:
-        parts = PurePosixPath(path).parts
-        if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
-            raise ValueError(f"{path!r} does not stay below the set's root")
-        return path
+    def _stays_below_the_root(cls, name: str) -> str:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+            raise ValueError(f"{name!r} does not stay below the set's root")
+        return name
 
 
 class FileSet(BaseModel):
-    """The content of a manifest; files are sorted by path, so that equal sets have equal hashes."""
+    """The content of a manifest; files are sorted by name, so that equal sets have equal hashes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -82,8 +82,8 @@ def upload(store: ObjectStore, directory: Path, prefix: str) -> StoredFiles:
         sha256 = sha256_of(path)
         uri = store.put_file(blob_key(prefix, sha256), path, sha256)
         name = path.relative_to(directory).as_posix()
-        files.append(StoredFile(path=name, uri=uri, size_bytes=path.stat().st_size, sha256=sha256))
-    content = FileSet(files=tuple(sorted(files, key=lambda file: file.path))).to_bytes()
+        files.append(StoredFile(name=name, uri=uri, size=path.stat().st_size, sha256=sha256))
+    content = FileSet(files=tuple(sorted(files, key=lambda file: file.name))).to_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     key = f"{prefix}/manifests/{sha256}.json"
     store.put_bytes(key, content)
@@ -129,7 +129,7 @@ def download_files(store: ObjectStore, files: Iterable[StoredFile], directory: P
         ObjectMissingError, IntegrityError, StorageError: as `download`.
     """
     for file in files:
-        target = directory / file.path
+        target = directory / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         store.get_file(file.uri, target, file.sha256)
 
@@ -178,8 +178,8 @@ class FileCache:
 
 def _verify(directory: Path, expected: FileSet) -> None:
     found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-    for name in sorted(found ^ {file.path for file in expected.files}):
+    for name in sorted(found ^ {file.name for file in expected.files}):
         raise ManifestError(name, "as in the manifest", "unlisted" if name in found else "nothing")
     for file in expected.files:
-        if (digest := sha256_of(directory / file.path)) != file.sha256:
-            raise ManifestError(file.path, f"SHA-256 {file.sha256}", f"SHA-256 {digest}")
+        if (digest := sha256_of(directory / file.name)) != file.sha256:
+            raise ManifestError(file.name, f"SHA-256 {file.sha256}", f"SHA-256 {digest}")

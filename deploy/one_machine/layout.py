@@ -70,7 +70,7 @@ class Layout:
         return self.root / "scratch" / worker
 
     def prepare(self) -> None:
-        """Makes the directories and turns over logs that have grown large.
+        """Makes the directories.
 
         Raises:
             OneMachineError: the directory cannot be written, or its disk is nearly full.
@@ -83,9 +83,6 @@ class Layout:
             probe = self.root / ".write-test"
             probe.write_bytes(b"x")
             probe.unlink()
-            for log in self.logs.glob("*.log"):
-                if log.stat().st_size > _LOG_BYTES_MAX:
-                    log.replace(log.with_suffix(".log.1"))
         free = shutil.disk_usage(self.root).free
         if free < _FREE_BYTES_MIN:
             raise OneMachineError(
@@ -93,6 +90,12 @@ class Layout:
                 f"the disk of {self.root} has {free // 2**20} MiB left, expected at least {_FREE_BYTES_MIN // 2**20} MiB; "
                 "make room, or name another directory with --data-dir",
             )
+
+    def turn_over_logs(self) -> None:
+        """Puts logs that have grown large aside, one generation of them. Nothing may be writing to them."""
+        for log in self.logs.glob("*.log"):
+            if log.stat().st_size > _LOG_BYTES_MAX:
+                log.replace(log.with_suffix(".log.1"))
 
 
 def write_private(path: Path, text: str) -> None:

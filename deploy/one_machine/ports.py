@@ -43,7 +43,7 @@ def choose(names: Collection[str], remembered: Mapping[str, int], asked: Mapping
                 f"port {port} of {HOST}, asked for the {name}, is taken{_by_whom(port)}; "
                 "name another one, or none to get a free one",
             )
-    kept = {name: port for name, port in remembered.items() if name in names and is_free(port)} | asked
+    kept = {name: port for name, port in remembered.items() if name in names and is_free(port)} | dict(asked)
     fresh = _free_ports(taken=set(kept.values()))
     return {name: kept.get(name) or next(fresh) for name in names}
 
@@ -64,6 +64,6 @@ def _by_whom(port: int) -> str:
     # Other users' processes are not ours to see; then only the port is named.
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
                 return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""

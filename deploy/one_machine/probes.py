@@ -57,7 +57,7 @@ def postgres(dsn: str) -> Probe:
     """A connection with the password is accepted."""
 
     async def probe() -> None:
-        connection = await asyncpg.connect(dsn, timeout=_SECONDS)
+        connection = await asyncpg.connect(dsn, timeout=int(_SECONDS))
         await connection.close(timeout=_SECONDS)
 
     return _named(probe)
@@ -88,9 +88,7 @@ def s3_client(settings: S3Settings) -> Any:
         region_name=settings.region,
         aws_access_key_id=key.get_secret_value() if key else None,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
-        config=Config(
-            connect_timeout=_SECONDS, read_timeout=_SECONDS, retries={"total_max_attempts": 1}, proxies={}
-        ),
+        config=Config(connect_timeout=_SECONDS, read_timeout=_SECONDS, retries={"total_max_attempts": 1}, proxies={}),
     )
 
 

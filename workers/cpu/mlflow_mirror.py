@@ -52,9 +52,13 @@ class MlflowMirror:
         client = self._connected()
         _ensure_registered_model(client, version)
         if not _versions_of(client, version):
-            tags = {**version.tags, JOB_TAG: version.job_id}
             client.create_model_version(
-                version.name, version.source, _ensure_run(client, version), tags=tags, description=version.description
+                version.name,
+                version.source,
+                _ensure_run(client, version),
+                tags={**version.tags, JOB_TAG: version.job_id},
+                description=version.description,
+                await_creation_for=0,  # There is nothing to wait for: the files are in the object store already.
             )
         # Two tries at the same time may both have made one: the lower number stays.
         number, *superfluous = _versions_of(client, version)
@@ -68,6 +72,7 @@ class MlflowMirror:
         if self._client is None:
             # Read by the library when it is first used; its own defaults wait for minutes, where Temporal retries better.
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
             from mlflow.tracking import MlflowClient  # noqa: PLC0415 — seconds and 150 MB that only this activity needs

@@ -47,8 +47,8 @@ class PackageActivity:
         directory.mkdir()
         adapter = read_file_set(self._store, argument.trained.adapter)
         base_model = read_file_set(self._store, argument.prepared.base_model)
-        wanted = [file for file in adapter.files if file.path != MANIFEST_NAME]
-        wanted += [file for file in base_model.files if _TOKENIZER_FILE.fullmatch(file.path)]
+        wanted = [file for file in adapter.files if file.name != MANIFEST_NAME]
+        wanted += [file for file in base_model.files if _TOKENIZER_FILE.fullmatch(file.name)]
         download_files(self._store, wanted, directory)
         evaluation = argument.scores.model_dump(mode="json")
         (directory / "evaluation.json").write_text(json.dumps(evaluation, indent=1, sort_keys=True) + "\n")

@@ -13,7 +13,8 @@ from headway_client import telemetry
 from workers.activities import heartbeating, translated, verdict_of
 from workers.control_plane import ControlPlane
 from workers.cpu.base_models import BaseModels
-from workers.programs import run_program, runner_environment
+from workers.cpu.programs import run_program
+from workers.programs import runner_environment
 from workers.runner.specs import ImportBaseModelOk, ImportBaseModelSpec, PrepareOk, PrepareSpec
 from workers.scratch import Scratch
 from workers.storage import ObjectMissingError, ObjectStore

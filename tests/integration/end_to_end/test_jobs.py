@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import boto3
 import mlflow
+import psutil
 import pytest
 
 from headway.jobs.v1 import job_event_pb2, job_pb2
-from headway_client.client import Client
 from headway_client.errors import HeadwayError
-from tests.integration.end_to_end.conftest import PROJECT, System, processes_of
+from tests.integration.end_to_end.conftest import PROJECT, System
 
 pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(600)]
 
@@ -117,11 +115,13 @@ def test_one_trace_holds_every_hop_connected(system: System) -> None:
 
 @pytest.mark.parametrize("victim", KILLS)
 def test_kill_minus_nine_in_mid_training(system: System, uninterrupted: job_pb2.Job, victim: str) -> None:
-    job_id = system.submit(f"kill {victim}", steps=uninterrupted.spec.fine_tune.training.steps)
+    job_id = system.submit(f"kill {victim}")
     system.await_event(job_id, job_event_pb2.JOB_EVENT_TYPE_CHECKPOINT_COMMITTED)
-    before = system.training_processes(job_id)
-    assert before, "training must be under way"
-    os.kill(system.pid_of(victim, job_id), signal.SIGKILL)
+    before = system.training_processes()
+    system.process(victim).kill()
+    gone, alive = psutil.wait_procs(before, timeout=30)
+    assert not alive, "whatever is killed, nothing of the attempt may live on"
+    assert gone
     job = system.finished(job_id)
     assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.failure
     events = system.events(job_id)
@@ -130,8 +130,7 @@ def test_kill_minus_nine_in_mid_training(system: System, uninterrupted: job_pb2.
     assert resumed[-1].attempt == 2
     assert any(event.type == job_event_pb2.JOB_EVENT_TYPE_ATTEMPT_LOST for event in events)
     assert _adapter_sha256(system, job) == _adapter_sha256(system, uninterrupted), "the finished model is the same model"
-    assert not [pid for pid in before if pid in processes_of(job_id)]
-    assert not processes_of(job_id), "no process may be left of the job"
+    assert not system.training_processes(), "no process may be left of the job"
 
 
 def test_a_cancel_in_mid_training_gives_everything_back(system: System) -> None:
@@ -142,7 +141,7 @@ def test_a_cancel_in_mid_training_gives_everything_back(system: System) -> None:
     job = system.finished(job_id)
     assert job.state == job_pb2.JOB_STATE_CANCELLED
     assert job.accelerator_seconds["cpu"] > 0
-    assert not processes_of(job_id)
+    assert not system.training_processes()
     with system.client() as client:
         assert all(worker.accelerators_leased == 0 for worker in client.list_workers())
 
@@ -162,7 +161,9 @@ def test_unusable_rows_are_named_and_no_gpu_is_asked_for(system: System, tmp_pat
 
 def test_bytes_that_changed_in_the_store_are_never_trained_on(system: System, tmp_path: Path) -> None:
     data = tmp_path / "changed.jsonl"
-    data.write_text((system.data.read_text(encoding="utf-8") + '{"prompt": "one more", "completion": "row"}\n'), encoding="utf-8")
+    data.write_text(
+        (system.data.read_text(encoding="utf-8") + '{"prompt": "one more", "completion": "row"}\n'), encoding="utf-8"
+    )
     name = system.add_dataset("changed", data)
     bucket, key = system.object_of(name)
     s3 = boto3.client("s3", **system.s3_arguments)
@@ -198,5 +199,3 @@ def test_two_jobs_share_one_accelerator_one_after_the_other(system: System) -> N
     assert [job.state for job in jobs] == [job_pb2.JOB_STATE_SUCCEEDED] * 2
     held = sorted(span for job in jobs for span in system.leased_spans(job.job_id))
     assert all(end <= begin for (_, end), (begin, _) in zip(held, held[1:], strict=False)), "never two leases at once"
-
-

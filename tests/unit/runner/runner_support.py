@@ -60,8 +60,14 @@ class Running:
         return Finished(code, self.output_dir, result, events, self.stderr_path.read_text())
 
 
-def start(program: str, spec: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, **options: Any) -> Running:
-    """Starts `python -m workers.runner.<program>` with an event pipe."""
+def start(
+    program: str,
+    spec: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Running:
+    """Starts `python -m workers.runner.<program>` with an event pipe; `before` runs in the child."""
     output_dir = Path(spec["output_dir"])
     output_dir.mkdir(parents=True, exist_ok=True)
     spec_path = output_dir / "spec.json"
@@ -74,15 +80,15 @@ def start(program: str, spec: Mapping[str, Any], *, environment: Mapping[str, st
             env={**os.environ, "HEADWAY_RUNNER_PIPE_FD": str(writer), "OMP_NUM_THREADS": "1", **(environment or {})},
             pass_fds=[writer],
             stderr=stderr,
-            **options,
+            preexec_fn=before,
         )
     os.close(writer)
     return Running(process, output_dir, os.fdopen(reader, "rb"), stderr_path)
 
 
-def run(program: str, spec: Mapping[str, Any], **options: Any) -> Finished:
+def run(program: str, spec: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> Finished:
     """Runs a program to its end."""
-    return start(program, spec, **options).finish()
+    return start(program, spec, environment=environment).finish()
 
 
 class CollectedEvents(EventWriter):

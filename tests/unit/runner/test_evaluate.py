@@ -16,7 +16,7 @@ import pytest
 import torch
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
-from runner_support import CollectedEvents, Finished, run
+from runner_support import CollectedEvents, run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -188,6 +188,16 @@ def test_standard_errors_are_those_of_the_textbook() -> None:
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
+async def _until_root(receiver: OtelTapHttpProtobufReceiver) -> dict[str, Span]:
+    """Spans by name, up to the program's own, which ends last."""
+    spans: dict[str, Span] = {}
+    async for span in receiver.stream_traces():
+        spans[span.name] = span
+        if span.name == "runner.evaluate":
+            break
+    return spans
+
+
 async def test_the_program_reports_scores_events_and_its_part_of_the_trace(spec: Spec) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -198,14 +208,11 @@ async def test_the_program_reports_scores_events_and_its_part_of_the_trace(spec:
         "HEADWAY_OTLP_HEADERS": '{"x-test": "1"}',
     }
     async with OtelTapHttpProtobufReceiver(OtelTapHttpProtobufReceiverSettings(http_port=port)) as receiver:
-        finished: Finished = await asyncio.to_thread(run, "evaluate", spec().model_dump(mode="json"), environment=environment)
+        # The receiver keeps nothing for later: whoever wants spans listens before they are sent.
+        received = asyncio.create_task(_until_root(receiver))
+        finished = await asyncio.to_thread(run, "evaluate", spec().model_dump(mode="json"), environment=environment)
         assert finished.code == 0, finished.stderr
-        spans: dict[str, Span] = {}
-        async with asyncio.timeout(20):
-            async for span in receiver.stream_traces():
-                spans[span.name] = span
-                if span.name == "runner.evaluate":
-                    break
+        spans = await asyncio.wait_for(received, 20)
     assert EvaluateOk.model_validate(finished.result["ok"]).rows == 10
     assert {span.trace_id.hex() for span in spans.values()} == {TRACE}
     assert spans["runner.evaluate"].parent_span_id.hex() == "b7ad6b7169203331"

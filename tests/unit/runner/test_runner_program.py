@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 from opentelemetry import trace
+from pydantic import BaseModel
 
 from control_plane.jobs.states import FailureKind
 from workers.runner import program
@@ -26,10 +26,16 @@ from workers.runner.program import Context
 from workers.runner.specs import ImportBaseModelOk, RunnerSpec, read_result
 
 
+class Body(ModuleType):
+    """A module with a body that can be set."""
+
+    run: Callable[[Context, RunnerSpec], BaseModel]
+
+
 @pytest.fixture
-def body(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
+def body(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Body]:
     """A program's body, to be given its `run`; what the harness sets in this process is put back."""
-    module = ModuleType("runner_test_body")
+    module = Body("runner_test_body")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     spec_path = tmp_path / "spec.json"
     spec_path.write_text(json.dumps({"output_dir": str(tmp_path / "out")}))
@@ -43,18 +49,18 @@ def body(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType
         signal.signal(signum, handler)
 
 
-def _run(body: ModuleType) -> int:
+def _run(body: Body) -> int:
     return program.run("test", RunnerSpec, body.__name__)
 
 
-def _raise(error: BaseException) -> Any:
-    def run(_context: Context, _spec: RunnerSpec) -> None:
+def _raise(error: BaseException) -> Callable[[Context, RunnerSpec], BaseModel]:
+    def run(_context: Context, _spec: RunnerSpec) -> BaseModel:
         raise error
 
     return run
 
 
-def test_success_is_told(body: ModuleType, tmp_path: Path) -> None:
+def test_success_is_told(body: Body, tmp_path: Path) -> None:
     body.run = lambda _context, _spec: ImportBaseModelOk(architecture="A", parameters=3)
     assert _run(body) == ExitCode.DONE
     result = read_result(tmp_path / "out", ImportBaseModelOk)
@@ -78,7 +84,7 @@ CASES: list[tuple[BaseException, int, FailureKind]] = [
 
 @pytest.mark.parametrize(("error", "code", "kind"), CASES, ids=lambda value: repr(value)[:40])
 def test_failures_are_typed(
-    error: BaseException, code: int, kind: FailureKind, body: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    error: BaseException, code: int, kind: FailureKind, body: Body, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     body.run = _raise(error)
     assert _run(body) == code
@@ -100,8 +106,8 @@ def test_every_kind_of_failure_has_an_exit_code_that_is_not_success() -> None:
     }
 
 
-def test_a_signal_sets_the_stop_and_preemption_is_told(body: ModuleType, tmp_path: Path) -> None:
-    def run(context: Context, _spec: RunnerSpec) -> None:
+def test_a_signal_sets_the_stop_and_preemption_is_told(body: Body, tmp_path: Path) -> None:
+    def run(context: Context, _spec: RunnerSpec) -> BaseModel:
         assert not context.stop.is_set()
         os.kill(os.getpid(), signal.SIGTERM)
         assert context.stop.wait(10)
@@ -114,7 +120,7 @@ def test_a_signal_sets_the_stop_and_preemption_is_told(body: ModuleType, tmp_pat
     assert (preempted.step, preempted.checkpoint) == (7, Path("/somewhere/step-00000007"))
 
 
-def test_an_old_result_is_gone_before_the_body_runs(body: ModuleType, tmp_path: Path) -> None:
+def test_an_old_result_is_gone_before_the_body_runs(body: Body, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "result.json").write_text('{"ok": {}}')
     seen: list[bool] = []

@@ -168,7 +168,11 @@ def test_an_infinite_gradient_updates_nothing(spec: Spec) -> None:
     trainer.train_step()
     before = trainer.snapshot()
     parameter = trainer._parameters[0]  # pyright: ignore[reportPrivateUsage] - to break its gradient
-    parameter.register_hook(lambda gradient: gradient * math.inf)
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf
+
+    parameter.register_hook(overflow)
     with pytest.raises(RunnerError, match=r"norm is (nan|inf) at step 2, with the rows of lines"):
         trainer.train_step()
     after = trainer.snapshot()

@@ -89,7 +89,7 @@ def test_a_refused_allocation_is_out_of_memory(base_model: Path, prepared: Path,
     spec["lora"]["dropout"] = 0.0
     spec["training"] |= {"micro_batch_size": 1_024, "gradient_accumulation": 1}
     limit = 1_500_000_000
-    running = start("train", spec, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
+    running = start("train", spec, before=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
     finished = running.finish()
     assert finished.code == 77, finished.stderr
     assert finished.result["failure"]["kind"] == "OUT_OF_MEMORY"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import structlog
 from control_plane.settings import Settings
 from headway_client import telemetry
 from workers.gpu.agent.agent import exit_code, run
-from workers.gpu.agent.spec import RESULT_NAME, AgentSpec
+from workers.gpu.agent.spec import RESULT_NAME, AgentResult, AgentSpec
 
 
 def main() -> int:
@@ -25,13 +26,20 @@ def main() -> int:
             structlog.contextvars.bound_contextvars(job_id=spec.context.job.job_id, attempt=spec.grant.attempt),
             telemetry.continued(os.environ.get("TRACEPARENT", "")),
         ):
-            result = asyncio.run(run(spec, settings))
+            result = asyncio.run(_run(spec, settings))
     finally:
         provider.shutdown()
     partial = spec.workdir / f"{RESULT_NAME}.partial"
     partial.write_text(result.model_dump_json(exclude_none=True))
     partial.replace(spec.workdir / RESULT_NAME)
     return exit_code(result)
+
+
+async def _run(spec: AgentSpec, settings: Settings) -> AgentResult:
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    return await run(spec, settings, stop)
 
 
 if __name__ == "__main__":

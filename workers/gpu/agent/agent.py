@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Coroutine
 from typing import Any
 
@@ -18,8 +17,9 @@ from workers.gpu.agent.checkpoints import CheckpointUploader, FencedOffError
 from workers.gpu.agent.lease import LeaseKeeper
 from workers.gpu.agent.logs import LogForwarder
 from workers.gpu.agent.phases import Tools, evaluate, train
-from workers.gpu.agent.runner import Runner
+from workers.gpu.agent.runner import Runner, StoppedError
 from workers.gpu.agent.spec import AgentExit, AgentResult, AgentSpec
+from workers.programs import ProgramCommand, program_command
 from workers.runner.exit_codes import ExitCode, exit_code_of
 from workers.storage import IntegrityError, ObjectMissingError, ObjectStore, StorageError
 from workers.stored_files import FileCache
@@ -35,13 +35,22 @@ _EXIT_BY_LOSS = {
 }
 
 
-async def run(spec: AgentSpec, settings: Settings) -> AgentResult:
-    """Runs the phase to its end, or until this attempt may not go on."""
+async def run(
+    spec: AgentSpec, settings: Settings, stop: asyncio.Event, command: ProgramCommand = program_command
+) -> AgentResult:
+    """Runs the phase to its end, or until this attempt may not go on.
+
+    Args:
+        spec: the phase.
+        settings: where the servers are.
+        stop: set when the runner is to stop at its next step; its last checkpoint is still uploaded.
+        command: makes the runner's command.
+    """
     control_plane = ControlPlane(require(settings.control_plane, "control_plane", "the agent").address)
     store = ObjectStore(require(settings.s3, "s3", "the agent"))
     logs = LogForwarder(control_plane.logs, spec.context.job.job_id, spec.grant.attempt)
     uploader = CheckpointUploader(spec, control_plane, store, logs)
-    runner = Runner(logs, uploader.submit)
+    runner = Runner(logs, uploader.submit, command)
     tools = Tools(
         spec=spec,
         control_plane=control_plane,
@@ -54,18 +63,18 @@ async def run(spec: AgentSpec, settings: Settings) -> AgentResult:
     )
     try:
         with telemetry.tracer().start_as_current_span(f"agent.{spec.phase.value.lower()}"):
-            return await _supervise(tools, LeaseKeeper(control_plane, spec))
+            return await _supervise(tools, LeaseKeeper(control_plane, spec), stop)
     finally:
         await control_plane.close()
 
 
-async def _supervise(tools: Tools, lease: LeaseKeeper) -> AgentResult:
+async def _supervise(tools: Tools, lease: LeaseKeeper, stop: asyncio.Event) -> AgentResult:
     phase = asyncio.create_task(_guarded(train(tools) if tools.spec.phase is LeasedPhase.TRAIN else evaluate(tools)))
     keeping = asyncio.create_task(lease.keep())
     forwarding = asyncio.create_task(tools.logs.forward())
     uploading = asyncio.create_task(tools.uploader.upload())
-    watched = {phase, keeping, forwarding, uploading}
-    _stop_on_signals(tools, phase)
+    watched: set[asyncio.Task[Any]] = {phase, keeping, forwarding, uploading}
+    stopping = asyncio.create_task(_stop_when_asked(tools, stop))
     try:
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         if not phase.done():
@@ -76,9 +85,9 @@ async def _supervise(tools: Tools, lease: LeaseKeeper) -> AgentResult:
             _log.warning("log records were not stored in time and are lost")
         return result
     finally:
-        for task in watched:
+        for task in (stopping, *watched):
             task.cancel()
-        await asyncio.gather(*watched, return_exceptions=True)
+        await asyncio.gather(stopping, *watched, return_exceptions=True)
 
 
 async def _abandon(tools: Tools, phase: asyncio.Task[AgentResult], ended: asyncio.Task[Any]) -> AgentResult:
@@ -102,23 +111,19 @@ async def _guarded(phase: Coroutine[Any, Any, AgentResult]) -> AgentResult:
     except HeadwayError as error:
         reason = LossReason.LEASE_LOST if fenced_off(error) else LossReason.PLATFORM_UNAVAILABLE
         return _lost(reason, str(error))
+    except StoppedError as error:
+        return _lost(LossReason.PREEMPTED, str(error))
     except (StorageError, ObjectMissingError) as error:
         return _lost(LossReason.PLATFORM_UNAVAILABLE, str(error))
 
 
-def _stop_on_signals(tools: Tools, phase: asyncio.Task[AgentResult]) -> None:
-    """Passes a request to stop on to the runner; its last checkpoint is still uploaded. After the grace it is killed."""
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if tools.runner.stopping:
-            return
-        _log.info("asked to stop; the runner is asked to stop at its next step")
-        tools.runner.ask_to_stop()
-        loop.call_later(tools.spec.stop_grace_seconds, lambda: None if phase.done() else tools.runner.kill())
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop)
+async def _stop_when_asked(tools: Tools, stop: asyncio.Event) -> None:
+    """Passes the request to stop on to the runner, and kills it after its grace."""
+    await stop.wait()
+    _log.info("asked to stop; the runner is asked to stop at its next step")
+    tools.runner.ask_to_stop()
+    await asyncio.sleep(tools.spec.stop_grace_seconds)
+    tools.runner.kill()
 
 
 def _lost(reason: LossReason, message: str) -> AgentResult:

@@ -68,7 +68,7 @@ async def train(tools: Tools) -> AgentResult:
     end = await _run(tools, "train", program_spec, TrainOk)
     await tools.uploader.drain()
     if end.result is None or end.result.ok is None:
-        return _without_result(end)
+        return _without_result(end, tools.runner.stopping)
     found = end.result.ok
     with telemetry.tracer().start_as_current_span("upload adapter"):
         adapter = await asyncio.to_thread(tools.upload, program_spec.output_dir / "adapter")
@@ -102,7 +102,7 @@ async def evaluate(tools: Tools) -> AgentResult:
     )
     end = await _run(tools, "evaluate", program_spec, EvaluateOk)
     if end.result is None or end.result.ok is None:
-        return _without_result(end)
+        return _without_result(end, tools.runner.stopping)
     with telemetry.tracer().start_as_current_span("upload records"):
         records = await asyncio.to_thread(tools.upload, program_spec.output_dir / "records")
     return AgentResult(scores=Scores(records=records, **end.result.ok.model_dump()))
@@ -152,12 +152,19 @@ def _out_of_memory(end: RunnerEnd[OkT]) -> RunnerEnd[OkT]:
     return replace(end, result=ResultFile[OkT](failure=failure))
 
 
-def _without_result(end: RunnerEnd[OkT]) -> AgentResult:
+def _without_result(end: RunnerEnd[OkT], stopping: bool) -> AgentResult:
     """What an end without `ok` means: a verdict, a preemption, or a crash."""
-    if end.result is not None and end.result.failure is not None and end.result.failure.kind is not FailureKind.PLATFORM:
-        return AgentResult(failure=end.result.failure)
-    if end.result is not None and end.result.preempted is not None:
-        message = f"the runner stopped on request at step {end.result.preempted.step}"
-        return AgentResult(loss=AttemptLoss(reason=LossReason.PREEMPTED, message=message))
-    said = end.result.failure.message if end.result is not None and end.result.failure is not None else end.description
-    return AgentResult(loss=AttemptLoss(reason=LossReason.RUNNER_CRASHED, message=said))
+    result = end.result
+    if result is not None and result.failure is not None and result.failure.kind is not FailureKind.PLATFORM:
+        return AgentResult(failure=result.failure)
+    if result is not None and result.preempted is not None:
+        return _lost(LossReason.PREEMPTED, f"the runner stopped on request at step {result.preempted.step}")
+    if stopping:
+        return _lost(LossReason.PREEMPTED, f"the runner did not stop at a step in time; {end.description}")
+    return _lost(
+        LossReason.RUNNER_CRASHED, end.description if result is None or result.failure is None else result.failure.message
+    )
+
+
+def _lost(reason: LossReason, message: str) -> AgentResult:
+    return AgentResult(loss=AttemptLoss(reason=reason, message=message))

@@ -14,11 +14,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from workers.activities import describe_exit
 from workers.child import Child, spawn
 from workers.gpu.agent.logs import LogForwarder
 from workers.gpu.agent.pipes import LinePipe
-from workers.programs import program_command
+from workers.programs import ProgramCommand, describe_exit
 from workers.runner.events import PIPE_VARIABLE
 from workers.runner.specs import ResultFile, RunnerSpec, read_result
 
@@ -44,11 +43,16 @@ class RunnerEnd(Generic[OkT]):
         return f"the runner ended with {describe_exit(self.code)}{said}"
 
 
+class StoppedError(Exception):
+    """The runner was not started, because it was asked to stop before."""
+
+
 class Runner:
     """Runs one program. `on_checkpoint` is told of each complete checkpoint: its step and its directory."""
 
-    def __init__(self, logs: LogForwarder, on_checkpoint: Callable[[int, Path], None]) -> None:
+    def __init__(self, logs: LogForwarder, on_checkpoint: Callable[[int, Path], None], command: ProgramCommand) -> None:
         self._logs = logs
+        self._command = command
         self._on_checkpoint = on_checkpoint
         self._child: Child | None = None
         self._stopping = False
@@ -72,7 +76,13 @@ class Runner:
             self._child.kill()
 
     async def run(self, program: str, spec: RunnerSpec, ok_type: type[OkT], environment: Mapping[str, str]) -> RunnerEnd[OkT]:
-        """Runs the program to its end; everything it says is forwarded. Cancelled, it leaves nothing behind."""
+        """Runs the program to its end; everything it says is forwarded. Cancelled, it leaves nothing behind.
+
+        Raises:
+            StoppedError: it was asked to stop before it began.
+        """
+        if self._stopping:
+            raise StoppedError("asked to stop before the runner began")
         events, stdout, stderr = LinePipe(), LinePipe(), LinePipe()
         listeners = [
             asyncio.create_task(self._listen(events)),
@@ -81,7 +91,7 @@ class Runner:
         ]
         try:
             child = await spawn(
-                program_command(program, spec, spec.output_dir.with_suffix(".spec.json")),
+                self._command(program, spec, spec.output_dir.with_suffix(".spec.json")),
                 env={**environment, PIPE_VARIABLE: str(events.write_end)},
                 cwd=spec.output_dir.parent,
                 stdout=stdout.write_end,
@@ -93,7 +103,7 @@ class Runner:
                 pipe.close_write_end()
         self._child = child
         if self._stopping:
-            child.kill()
+            child.signal(signal.SIGTERM)
         try:
             code = await child.wait()
         except asyncio.CancelledError:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
 from control_plane.jobs.states import FailureKind
 from workers.manifest import sha256_of
-from workers.runner.failures import RunnerError
+from workers.runner.failures import PreemptedError, RunnerError
 from workers.runner.files import atomic_directory
 from workers.runner.models.vetting import ARCHITECTURES, check_architecture, vet_base_model
 from workers.runner.program import Context
@@ -28,8 +28,11 @@ def run(context: Context, spec: ImportBaseModelSpec) -> ImportBaseModelOk:
 
     Raises:
         RunnerError: INTEGRITY if the bytes are not those that were named, INVALID_BASE_MODEL if they are no usable model.
+        PreemptedError: the program was asked to stop.
     """
     _check_source(spec)
+    if context.stop.is_set():
+        raise PreemptedError
     try:
         config = _read_config(spec.source_path)
         architecture = check_architecture(config.to_dict())
@@ -54,6 +57,8 @@ def run(context: Context, spec: ImportBaseModelSpec) -> ImportBaseModelOk:
         ) from error
     if not tokenizer.chat_template:
         raise RunnerError(FailureKind.INVALID_BASE_MODEL, "the GGUF file has no chat template; expected an instruct model")
+    if context.stop.is_set():
+        raise PreemptedError
     with atomic_directory(spec.output_dir / "model") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
