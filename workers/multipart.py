@@ -31,13 +31,16 @@ def upload(client: Any, bucket: str, key: str, file: BinaryIO, size: int, part_b
     while size > part_bytes * _PARTS_MAX:
         part_bytes *= 2
     upload_id = _open_upload(client, bucket, key)
-    held = dict(_held_parts(client, bucket, key, upload_id))
+    held = {int(part["PartNumber"]): part for part in _held_parts(client, bucket, key, upload_id)}
     parts: list[dict[str, Any]] = []
     for number, offset in enumerate(range(0, size, part_bytes), start=1):
         file.seek(offset)
         content = file.read(part_bytes)
         checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
-        etag = held.get((number, checksum)) or _send(client, bucket, key, upload_id, number, content, checksum)
+        if number in held and _same(held[number], content, checksum):
+            etag = str(held[number]["ETag"])
+        else:
+            etag = _send(client, bucket, key, upload_id, number, content, checksum)
         parts.append({"PartNumber": number, "ETag": etag, "ChecksumSHA256": checksum})
     client.complete_multipart_upload(
         Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
@@ -52,11 +55,17 @@ def _open_upload(client: Any, bucket: str, key: str) -> str:
     return str(client.create_multipart_upload(Bucket=bucket, Key=key, ChecksumAlgorithm="SHA256")["UploadId"])
 
 
-def _held_parts(client: Any, bucket: str, key: str, upload_id: str) -> Iterator[tuple[tuple[int, str], str]]:
+def _held_parts(client: Any, bucket: str, key: str, upload_id: str) -> Iterator[dict[str, Any]]:
     for page in client.get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id):
-        for part in page.get("Parts", []):
-            if checksum := part.get("ChecksumSHA256"):
-                yield (int(part["PartNumber"]), str(checksum)), str(part["ETag"])
+        yield from page.get("Parts", [])
+
+
+def _same(part: dict[str, Any], content: bytes, checksum: str) -> bool:
+    """Whether the store's part has this content. Stores that list no SHA-256 list the MD5, as the part's ETag."""
+    if "ChecksumSHA256" in part:
+        return bool(part["ChecksumSHA256"] == checksum)
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return int(part["Size"]) == len(content) and str(part["ETag"]).strip('"') == digest
 
 
 def _send(client: Any, bucket: str, key: str, upload_id: str, number: int, content: bytes, checksum: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import boto3
 import mlflow
 import psutil
 import pytest
+from google.protobuf.json_format import MessageToDict
 
 from headway.jobs.v1 import job_event_pb2, job_pb2
 from headway_client.errors import HeadwayError
@@ -126,7 +128,7 @@ def test_kill_minus_nine_in_mid_training(system: System, uninterrupted: job_pb2.
     assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.failure
     events = system.events(job_id)
     resumed = [event for event in events if event.type == job_event_pb2.JOB_EVENT_TYPE_RESUMED]
-    assert resumed[-1].detail["step"] >= 2, "it must go on from a checkpoint, not from the beginning"
+    assert MessageToDict(resumed[-1].detail)["step"] >= 2, "it must go on from a checkpoint, not from the beginning"
     assert resumed[-1].attempt == 2
     assert any(event.type == job_event_pb2.JOB_EVENT_TYPE_ATTEMPT_LOST for event in events)
     assert _adapter_sha256(system, job) == _adapter_sha256(system, uninterrupted), "the finished model is the same model"
@@ -198,4 +200,4 @@ def test_two_jobs_share_one_accelerator_one_after_the_other(system: System) -> N
     jobs = [system.finished(first), system.finished(second)]
     assert [job.state for job in jobs] == [job_pb2.JOB_STATE_SUCCEEDED] * 2
     held = sorted(span for job in jobs for span in system.leased_spans(job.job_id))
-    assert all(end <= begin for (_, end), (begin, _) in zip(held, held[1:], strict=False)), "never two leases at once"
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(held)), "never two leases at once"

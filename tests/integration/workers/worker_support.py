@@ -19,6 +19,8 @@ class BreakingProxy:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.forwarded = 0
         """Bytes of answers passed on."""
+        self.received = 0
+        """Bytes of requests passed on."""
         self.broken = 0
         """Connections closed in the middle."""
         self._breaks: list[int] = []
@@ -48,6 +50,7 @@ class BreakingProxy:
             while data := source.recv(65_536):
                 sink.sendall(data)
                 if not answers:
+                    self.received += len(data)
                     continue
                 passed += len(data)
                 self.forwarded += len(data)
