@@ -113,26 +113,55 @@ async def spawn(
 
     Raises:
         OSError: the command cannot be executed; it names the command.
+        CancelledError: the caller was cancelled; nothing of it is left.
     """
-    lifeline_end, lifeline = os.pipe()
-    report, report_end = os.pipe()
-    own = [f"--lifeline-fd={lifeline_end}", f"--report-fd={report_end}", f"--stop-signal={int(stop_signal)}"]
-    own.append(f"--grace-seconds={orphan_grace_seconds}")
+    own = [f"--stop-signal={int(stop_signal)}", f"--grace-seconds={orphan_grace_seconds}"]
     if hold_fd is not None:
         own.append(f"--hold-fd={hold_fd}")
-    inherited = {*pass_fds, lifeline_end, report_end} | ({hold_fd} if hold_fd is not None else set())
+    inherited = [*pass_fds] if hold_fd is None else [*pass_fds, hold_fd]
+    # A cancellation in the middle of a start would lose sight of what has been started.
+    starting = asyncio.create_task(_start(command, own, inherited, env=env, cwd=cwd, stdout=stdout, stderr=stderr))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        starting.add_done_callback(_kill_started)
+        await asyncio.wait({starting})
+        if starting.exception() is None:
+            await starting.result().wait()
+        raise
+
+
+def _kill_started(starting: asyncio.Task[Child]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().kill()
+
+
+async def _start(
+    command: Sequence[str],
+    options: Sequence[str],
+    inherited: Sequence[int],
+    *,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    stdout: Output,
+    stderr: Output,
+) -> Child:
+    """Starts the guardian, and waits until it has started the command."""
+    lifeline_end, lifeline = os.pipe()
+    report, report_end = os.pipe()
+    options = [f"--lifeline-fd={lifeline_end}", f"--report-fd={report_end}", *options]
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-I", "-S", str(_GUARDIAN)),
-            *[part for option in own for part in option.split("=", 1)],
+            *[part for option in options for part in option.split("=", 1)],
             *("--", *command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
             env=None if env is None else dict(env),
             cwd=cwd,
-            pass_fds=sorted(inherited),
+            pass_fds=sorted({*inherited, lifeline_end, report_end}),
             # A Ctrl-C at the terminal is for the parent, which then stops its children in its own order.
             start_new_session=True,
         )

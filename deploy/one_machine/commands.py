@@ -33,7 +33,7 @@ _EXIT_CODES = {
     Reason.INVALID_SETTINGS: ExitCode.INVALID,
 }
 
-DataDir = Annotated[Path, typer.Option("--data-dir", help="Where everything is kept.", envvar="HEADWAY_DATA_DIR")]
+DataDir = Annotated[Path, typer.Option("--data-dir", help="Where everything is kept.")]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 

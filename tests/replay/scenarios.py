@@ -81,7 +81,6 @@ class Cast:
     grants: bool = True
     finish_plays: list[Behaviour] = field(default_factory=list[Behaviour])
     attempt: int = 0
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
     training: asyncio.Event = field(default_factory=asyncio.Event)
     leases: list[str] = field(default_factory=list[str])
     releases: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
@@ -105,7 +104,6 @@ class Cast:
     @activity.defn
     async def request_lease(self, request: c.RequestLease) -> None:
         self.leases.append(request.lease_id)
-        self.asked.set()
         if self.grants:
             await self.grant(self.handle(), request.lease_id)
 
@@ -172,8 +170,13 @@ async def _cancel_in_training(cast: Cast, handle: WorkflowHandle[Any, c.JobOutco
     await handle.cancel()
 
 
-async def _cancel_in_queue(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
-    await cast.asked.wait()
+async def _cancel_in_queue(_cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    # Once the request is answered: a cancellation that meets the answer on its way trips the time-skipping server.
+    answered = 0
+    async for event in handle.fetch_history_events(wait_new_event=True):
+        answered += event.HasField("activity_task_completed_event_attributes")
+        if answered == 2:
+            break
     await handle.cancel()
 
 

@@ -245,6 +245,17 @@ async def test_a_cancelled_wait_leaves_the_child_running(marked: Marked) -> None
     assert await child.stop(10) == 143
 
 
+@pytest.mark.parametrize("turns", [1, 2, 5, 20, 100])
+async def test_a_cancelled_spawn_leaves_nothing(turns: int, marked: Marked) -> None:
+    spawning = asyncio.create_task(spawn(["sh", "-c", STUBBORN_TREE], env=marked.env, stdout=subprocess.DEVNULL))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    spawning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await spawning
+    assert not marked.alive()
+
+
 @pytest.mark.parametrize(("command", "error"), [("/does/not/exist", FileNotFoundError), ("/", PermissionError)])
 async def test_a_command_that_cannot_start_is_named(command: str, error: type[OSError], marked: Marked) -> None:
     with pytest.raises(error) as caught:

@@ -76,6 +76,7 @@ class LeasedActivities:
             cache_dir=self._scratch.cache_dir,
             threads=self._settings.runner_threads or os.cpu_count() or 1,
             stop_grace_seconds=self._settings.stop_grace_seconds,
+            trace_parent=telemetry.traceparent(),
             **extra,
         )
 
@@ -86,7 +87,6 @@ class LeasedActivities:
             spec_path.write_text(spec.model_copy(update={"runner_environment": shown}).model_dump_json(indent=1))
             agent = await spawn(
                 [sys.executable, "-m", "workers.gpu.agent", str(spec_path)],
-                env={**os.environ, "TRACEPARENT": telemetry.traceparent()},
                 # Longer than the runner's own guardian takes, which is at it at the same time.
                 orphan_grace_seconds=0.5,
             )

@@ -15,15 +15,11 @@ import psutil
 import pytest
 from google.protobuf.json_format import MessageToDict
 from mlflow.exceptions import MlflowException
-from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from control_plane.settings import S3Settings, TelemetrySettings
+from control_plane.settings import S3Settings
 from headway.jobs.v1 import job_event_pb2, job_pb2, job_spec_pb2
 from headway.registry.v1 import registry_service_pb2
+from headway_client import telemetry
 from headway_client.client import Client
 from tests.integration.conftest import Stack
 from tests.small_model import write_small_gguf
@@ -154,16 +150,12 @@ class System:
 
     def traced_job(self) -> tuple[job_pb2.Job, str]:
         """A finished job submitted by a client that traces, and the id of its trace."""
-        telemetry: TelemetrySettings = self._settings.telemetry
-        assert telemetry.otlp_traces_url is not None
-        provider = TracerProvider(resource=Resource.create({"service.name": "test-client"}))
-        exporter = OTLPSpanExporter(endpoint=telemetry.otlp_traces_url, headers=dict(telemetry.otlp_headers))
-        provider.add_span_processor(SimpleSpanProcessor(exporter))
-        with provider.get_tracer("test").start_as_current_span("submit and wait") as span:
+        settings = self._settings.telemetry
+        provider = telemetry.configure_tracing("test-client", settings.otlp_traces_url, settings.otlp_headers)
+        with telemetry.tracer().start_as_current_span("submit and wait") as span:
             trace_id = f"{span.get_span_context().trace_id:032x}"
-            assert trace.get_current_span() is span
             job_id = self.submit("traced", steps=2)
-        provider.shutdown()
+        provider.force_flush()
         return self.finished(job_id), trace_id
 
     def spans(self, trace_id: str, until: set[str]) -> list[Span]:
@@ -205,7 +197,7 @@ class System:
 
 
 def _service(span: Any) -> str:
-    return str(span.attributes.get("service.name") or span.attributes.get("mlflow.trace.service") or "")
+    return str(span.attributes.get("service.name", ""))
 
 
 def _command_line(process: psutil.Process) -> str:

@@ -80,7 +80,7 @@ def start(
             env={**os.environ, "HEADWAY_RUNNER_PIPE_FD": str(writer), "OMP_NUM_THREADS": "1", **(environment or {})},
             pass_fds=[writer],
             stderr=stderr,
-            preexec_fn=before,
+            preexec_fn=before,  # noqa: PLW1509 - the tests that set limits start no threads
         )
     os.close(writer)
     return Running(process, output_dir, os.fdopen(reader, "rb"), stderr_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ def main() -> int:
     try:
         with (
             structlog.contextvars.bound_contextvars(job_id=spec.context.job.job_id, attempt=spec.grant.attempt),
-            telemetry.continued(os.environ.get("TRACEPARENT", "")),
+            telemetry.continued(spec.trace_parent),
         ):
             result = asyncio.run(_run(spec, settings))
     finally:

@@ -49,6 +49,8 @@ class AgentSpec(BaseModel):
     threads: int = Field(ge=1)
     stop_grace_seconds: float = Field(gt=0)
     """From asking the runner to stop to killing it."""
+    trace_parent: str = ""
+    """W3C traceparent of the activity."""
     runner_environment: dict[str, str] = {}
     """Added to the runner's environment, such as which devices it may see."""
 
