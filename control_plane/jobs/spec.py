@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -81,10 +81,17 @@ class TrainingSpec(_Spec):
     seed: int = Field(default=0, ge=0, le=_SEED_MAX)
     checkpoint_every_steps: int = Field(default=4, ge=1, le=100_000)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_warmup(cls, fields: Any) -> Any:
+        # The default must not make a short job illegal, and once resolved it must be as legal as if it had been asked for.
+        if isinstance(fields, dict) and fields.get("steps") == 1:
+            return {"warmup_steps": 1, **fields}
+        return fields
+
     @model_validator(mode="after")
     def _warmup_within_steps(self) -> TrainingSpec:
-        # The default warm-up must not make a one-step job illegal, so only a warm-up that was asked for is held to the limit.
-        if "warmup_steps" in self.model_fields_set and self.warmup_steps > self.steps:
+        if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; expected at most steps, which is {self.steps}")
         return self
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deploy.one_machine import background, lock
@@ -152,7 +153,7 @@ def _show(layout: Layout, found: asking.Status) -> None:
         component = health.component
         how = f"[green]{component.state if not component.address else 'healthy'}[/]"
         if not health.healthy:
-            how = f"[red]{health.reason or component.state}[/]"
+            how = f"[red]{escape(health.reason or component.state)}[/]"
         address = component.url or component.address
         table.add_row(component.name, how, address, str(component.pid or ""), str(component.restarts))
     console = Console()

@@ -44,6 +44,8 @@ class Component:
     """None for a task: it is ready when it has ended with exit code 0."""
     needs: frozenset[str] = frozenset()
     """Names of the components that must have been ready once before this one starts."""
+    uses: frozenset[str] = frozenset()
+    """Names of components that it can start without, but that must not stop before it."""
     prepare: Callable[[], Awaitable[None]] | None = None
     """Run once before the first start; must be safe to repeat."""
     stop_signal: signal.Signals = signal.SIGTERM

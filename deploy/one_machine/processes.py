@@ -64,6 +64,8 @@ def _process(
         address=address,
         probe=probes.grpc_health(address),
         needs=needs,
+        # MLflow is slow to start, and nobody needs it at once; but to it go the last spans of who stops.
+        uses=frozenset({"mlflow"}),
         stop_grace_seconds=grace,
     )
 

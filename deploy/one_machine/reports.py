@@ -9,6 +9,7 @@ from typing import IO, Protocol
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from deploy.one_machine.component import Progress, State
@@ -83,14 +84,14 @@ def _table(latest: Iterable[Progress]) -> Table:
     table = Table.grid(padding=(0, 2))
     for progress in latest:
         style = _STYLES.get(progress.state, "cyan")
-        detail = progress.detail or ""
-        table.add_row(f"  {progress.component}", f"[{style}]{progress.state}[/]", f"{progress.seconds:5.1f} s", detail)
+        state = f"[{style}]{progress.state}[/]"
+        table.add_row(f"  {progress.component}", state, f"{progress.seconds:5.1f} s", escape(progress.detail))
     return table
 
 
 def _line(progress: Progress) -> str:
     style = _STYLES[progress.state]
-    line = f"  {progress.component:<14} [{style}]{progress.state:<11}[/] {progress.seconds:5.1f} s  {progress.detail}"
+    line = f"  {progress.component:<14} [{style}]{progress.state:<11}[/] {progress.seconds:5.1f} s  {escape(progress.detail)}"
     return line.rstrip()
 
 

@@ -44,17 +44,21 @@ class Supervisor:
             raise
 
     async def stop(self) -> None:
-        """Stops all; each only after those that need it."""
+        """Stops all; each only after those that need or use it."""
         gone = {name: asyncio.Event() for name in self._tasks}
         async with asyncio.TaskGroup() as group:
             for name in self._tasks:
-                dependants = [gone[other] for other in gone if name in self.supervised[other].component.needs]
+                dependants = [gone[other] for other in gone if self._depends(other, name)]
                 group.create_task(self._stop(name, dependants, gone[name]))
 
     def kill(self) -> None:
         """Ends all at once; a `stop` that is under way then returns soon."""
         for supervised in self.supervised.values():
             supervised.kill()
+
+    def _depends(self, one: str, other: str) -> bool:
+        component = self.supervised[one].component
+        return other in component.needs | component.uses
 
     async def _all_ready(self) -> None:
         ready = asyncio.create_task(self._wait_for_all())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import sysconfig
 from pathlib import Path
@@ -53,3 +54,6 @@ def _without_host(value: Any) -> Any:
 
 if __name__ == "__main__":
     asyncio.run(_record(sys.argv[1:]))
+    sys.stdout.flush()
+    # The SDK's threads would otherwise meet an interpreter that is gone already, and abort.
+    os._exit(0)

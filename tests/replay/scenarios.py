@@ -170,19 +170,29 @@ async def _cancel_in_training(cast: Cast, handle: WorkflowHandle[Any, c.JobOutco
     await handle.cancel()
 
 
-async def _cancel_in_queue(_cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
-    # Once the request is answered: a cancellation that meets the answer on its way trips the time-skipping server.
+async def _answered(handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    """Waits until the first lease is asked for and the activity that asked has ended."""
     answered = 0
     async for event in handle.fetch_history_events(wait_new_event=True):
         answered += event.HasField("activity_task_completed_event_attributes")
         if answered == 2:
-            break
+            return
+
+
+async def _cancel_in_queue(_cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    # A cancellation that meets the request's answer on its way trips the time-skipping server.
+    await _answered(handle)
     await handle.cancel()
 
 
 async def _lose_lease(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
     await cast.training.wait()
     await handle.signal("lease_lost", c.LeaseEnd(lease_id=cast.leases[0], reason="not renewed"))
+
+
+async def _refuse_lease(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    await _answered(handle)
+    await handle.signal("lease_lost", c.LeaseEnd(lease_id=cast.leases[0], reason="8 accelerators, the largest has 1"))
 
 
 @dataclass(frozen=True)
@@ -216,6 +226,7 @@ def scenarios() -> dict[str, Scenario]:
         "preempted": Scenario({"train_plays": [raises(lost(c.LossReason.PREEMPTED))] * 2}),
         "worker_silent": Scenario({"train_plays": [silent]}, slow=True),
         "lease_lost": Scenario({"train_plays": [until_cancelled]}, _lose_lease),
+        "lease_refused": Scenario({"grants": False}, _refuse_lease),
         "cancelled_in_training": Scenario({"train_plays": [until_cancelled]}, _cancel_in_training),
         "cancelled_in_queue": Scenario({"grants": False}, _cancel_in_queue),
         "granted_while_cancelled": Scenario({"grants": False, "finish_plays": [_grant_too_late()]}, _cancel_in_queue),

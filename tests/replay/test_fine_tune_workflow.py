@@ -52,6 +52,7 @@ async def test_success(client: Client) -> None:
         ("invalid_dataset", FailureKind.INVALID_DATASET, []),
         ("numeric_failure", FailureKind.NUMERIC, ["failed"]),
         ("gate_refused", FailureKind.GATE_REFUSED, ["completed", "completed"]),
+        ("lease_refused", FailureKind.USER_ERROR, ["failed"]),
     ],
 )
 async def test_a_verdict_fails_the_job_without_another_try(
@@ -62,7 +63,7 @@ async def test_a_verdict_fails_the_job_without_another_try(
     assert outcome.failure is not None
     assert outcome.failure.kind is kind
     assert outcomes(cast) == released
-    assert cast.finished == [("FAILED", len(released))]
+    assert cast.finished == [("FAILED", cast.attempt)]
 
 
 @pytest.mark.parametrize("name", ["runner_crashed", "lease_lost"])

@@ -96,8 +96,9 @@ def test_defaults_are_filled_in_and_survive_the_way_back() -> None:
         output_model=st.just("out"),
         dataset=st.builds(DatasetRef, name=st.just("data"), sha256=st.just(""), eval_fraction=st.floats(0.01, 0.5)),
         lora=st.builds(LoraSpec, rank=st.integers(1, 256), dropout=st.floats(0, 0.9)),
-        training=st.builds(
-            TrainingSpec, steps=st.integers(100, 1_000_000), learning_rate=st.floats(1e-9, 1.0), warmup_steps=st.just(3)
+        training=st.one_of(
+            st.builds(TrainingSpec, steps=st.integers(1, 3), seed=st.integers(0, 2**31 - 1)),
+            st.builds(TrainingSpec, steps=st.integers(4, 1_000_000), warmup_steps=st.integers(0, 4)),
         ),
         evaluation=st.builds(
             EvaluationSpec,

@@ -63,7 +63,7 @@ class MlflowMirror:
         # Two tries at the same time may both have made one: the lower number stays.
         number, *superfluous = _versions_of(client, version)
         for other in superfluous:
-            client.delete_model_version(version.name, str(other))
+            _delete(client, version.name, other)
         for alias in version.aliases:
             client.set_registered_model_alias(version.name, alias, str(number))
         return str(number)
@@ -94,6 +94,16 @@ def _ensure_registered_model(client: MlflowClient, version: MirroredVersion) -> 
 def _versions_of(client: MlflowClient, version: MirroredVersion) -> list[int]:
     found: Sequence[Any] = client.search_model_versions(f"name = '{version.name}' and tag.`{JOB_TAG}` = '{version.job_id}'")
     return sorted(int(entry.version) for entry in found)
+
+
+def _delete(client: MlflowClient, name: str, number: int) -> None:
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 — as above
+
+    try:
+        client.delete_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def _ensure_run(client: MlflowClient, version: MirroredVersion) -> str:

@@ -155,6 +155,9 @@ class Leases:
             await shielded(RELEASE_LEASE.run(release))
 
     async def _under_lease(self, lease_id: str, start: Start[T], left: float) -> T | AttemptLoss:
+        if lease_id not in self._granted:
+            # Grants are signalled before ends, so this request was refused: no machine could ever serve it.
+            raise PhaseFailedError(_refused(self._lost[lease_id].reason))
         if lease_id in self._lost:
             return self._loss(lease_id)
         handle = start(self._granted[lease_id], left)
@@ -174,6 +177,10 @@ class Leases:
 
     def _loss(self, lease_id: str) -> AttemptLoss:
         return AttemptLoss(reason=LossReason.LEASE_LOST, message=self._lost[lease_id].reason)
+
+
+def _refused(reason: str) -> JobFailure:
+    return JobFailure(kind=FailureKind.USER_ERROR, message=f"the scheduler refused the lease that the spec asks for: {reason}")
 
 
 def _exhausted(phase: LeasedPhase, losses: int, last: AttemptLoss) -> JobFailure:

@@ -100,6 +100,19 @@ async def test_starts_after_what_it_needs_and_stops_before_it(world: World) -> N
     assert not world.marked.alive()
 
 
+async def test_what_is_used_is_not_waited_for_but_stops_last(world: World) -> None:
+    go = world.directory / "go"
+    late = world.component("late", f"while ! test -e {go}; do sleep 0.01; done; {SERVES}")
+    supervisor = world.supervisor(late, world.component("user", uses=frozenset({"late"})))
+    starting = asyncio.create_task(supervisor.start())
+    await until(lambda: ("user", State.HEALTHY) in world.told, lambda: world.told)
+    assert supervisor.supervised["late"].state is State.STARTING
+    await asyncio.to_thread(go.touch)
+    await starting
+    await supervisor.stop()
+    assert world.index("user", State.STOPPED) < world.index("late", State.STOPPING)
+
+
 async def test_what_needs_nothing_starts_at_once(world: World) -> None:
     # Each of the two becomes healthy only when the other one has been started.
     started = (

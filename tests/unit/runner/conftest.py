@@ -6,10 +6,10 @@ import json
 import threading
 from pathlib import Path
 
-import gguf
 import pytest
-from runner_support import LAYERS, ROWS, TOKENS_BEFORE_MERGES, VOCABULARY, CollectedEvents, Finished, run, smollm2_path
+from runner_support import ROWS, CollectedEvents, Finished, run
 
+from tests.small_model import write_small_gguf
 from workers.manifest import sha256_of
 from workers.runner.events import EventWriter
 from workers.runner.program import Context
@@ -30,31 +30,7 @@ def context(events: CollectedEvents) -> Context:
 def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's GGUF, cut. The vocabulary is a working one: the tokens that the first merges make."""
     target = tmp_path_factory.mktemp("gguf") / "blob-without-suffix"
-    reader = gguf.GGUFReader(smollm2_path())
-    writer = gguf.GGUFWriter(target, "llama")
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        value, kinds = field.contents(), field.types
-        if name in {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}:
-            value = value[:VOCABULARY]
-        elif name == "tokenizer.ggml.merges":
-            value = value[: VOCABULARY - TOKENS_BEFORE_MERGES]
-        elif name == "llama.block_count":
-            value = LAYERS
-        elif name == "llama.vocab_size":
-            value = VOCABULARY
-        writer.add_key_value(name, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
-    for tensor in reader.tensors:
-        parts = tensor.name.split(".")
-        if parts[0] == "blk" and int(parts[1]) >= LAYERS:
-            continue
-        data = tensor.data[:VOCABULARY] if tensor.name == "token_embd.weight" else tensor.data
-        writer.add_tensor(tensor.name, data.copy(), raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_small_gguf(target)
     return target
 
 

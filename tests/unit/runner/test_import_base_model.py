@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runner_support import LAYERS, VOCABULARY, Finished
+from runner_support import Finished
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from control_plane.jobs.states import FailureKind
+from tests.small_model import LAYERS, VOCABULARY
 from workers.manifest import sha256_of
 from workers.runner.failures import RunnerError
 from workers.runner.models import gguf_import

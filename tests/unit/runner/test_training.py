@@ -130,8 +130,8 @@ def _poisoned(base_model: Path, token: int, target: Path) -> Path:
     return target
 
 
-def _finite_model_row(rows: list[TokenizedRow]) -> tuple[int, set[int]]:
-    """A token that only some rows begin their prompts with, and the lines of those rows."""
+def _rare_token(rows: list[TokenizedRow]) -> tuple[int, set[int]]:
+    """A token that few prompts hold, and the lines of the rows that hold it."""
     for token in {token for row in rows for token in row.tokens[: row.targets_from]}:
         lines = {row.line for row in rows if token in row.tokens}
         if 0 < len(lines) <= 6:
@@ -141,7 +141,7 @@ def _finite_model_row(rows: list[TokenizedRow]) -> tuple[int, set[int]]:
 
 def test_nan_stops_before_the_update_and_names_the_rows(spec: Spec, context: Context, tmp_path: Path) -> None:
     settings = spec(steps=60)
-    token, lines = _finite_model_row(read_rows(settings.train_path))
+    token, lines = _rare_token(read_rows(settings.train_path))
     poisoned = _poisoned(settings.base_model_dir, token, tmp_path / "poisoned")
     # The output head shares the embedding, so its NaN reaches the logits of every row unless the head is kept apart.
     _untie(poisoned)

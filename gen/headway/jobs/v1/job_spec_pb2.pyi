@@ -218,7 +218,7 @@ class TrainingSpec(_message.Message):
     learning_rate: _builtins.float
     """Peak learning rate, above 0 to 1. Default 0.001."""
     warmup_steps: _builtins.int
-    """Steps of linear warm-up, 0 to `steps`. Default 2."""
+    """Steps of linear warm-up, 0 to `steps`. Default 2, or `steps` if that is less."""
     weight_decay: _builtins.float
     """Weight decay, 0 to 1. Default 0."""
     max_grad_norm: _builtins.float
