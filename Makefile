@@ -11,7 +11,7 @@ WORKERS ?= 2
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test lint format gen gen-check breaking lock bench clean
+.PHONY: help setup demo test lint format gen gen-check breaking baseline lock bench clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -61,10 +61,14 @@ gen-check: setup
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(call PROTOC,$$dir) && \
 	diff -r -x __pycache__ "$$dir" gen || { echo "gen/ does not match protos/; run: make gen"; exit 1; }
 
-# Against the newest release tag; the first release has nothing to break.
+# v1 only grows. The baseline is the contract that clients may have; `make baseline` accepts the present one as such.
+BASELINE := protos/baseline.binpb
+
 breaking: setup
-	@tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
-	if [ -n "$$tag" ]; then $(BIN)/buf breaking --against ".git#tag=$$tag,subdir=."; fi
+	@$(BIN)/buf breaking --against $(BASELINE)
+
+baseline: setup breaking  ## Accept the contract as it is: from now on it may only grow
+	@$(BIN)/buf build --exclude-source-info -o $(BASELINE)
 
 lock: setup  ## Resolve the lock files again
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

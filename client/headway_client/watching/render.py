@@ -214,7 +214,7 @@ def _facts(job: job_pb2.Job, result: JobResult) -> Table:
 def _fact_rows(job: job_pb2.Job, result: JobResult) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     if result.gate is not None:
-        rows.append(("gate", f"{'passed' if result.gate.passed else 'refused'}: {one_line(result.gate.explanation)}"))
+        rows.append(("gate", one_line(result.gate.explanation)))
     if result.register_ is not None:
         rows.append(("model", phase_summary("register", result.register_.model_dump())))
     for kind, seconds in sorted(job.accelerator_seconds.items()):
