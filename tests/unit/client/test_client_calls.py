@@ -152,7 +152,7 @@ async def test_only_unavailable_is_retried(serve: Serve, code: grpc.StatusCode) 
         (jobs.SubmitJobRequest(request_id="r"), True),
         (jobs.SubmitJobRequest(), False),
         (jobs.CancelJobRequest(job_id="j"), False),
-        (datasets.CreateUploadRequest(), False),
+        (datasets.CreateUploadRequest(), True),
         (capacity_service_pb2.RegisterWorkerRequest(), True),
         (job_pb2.Job(), False),
     ],
