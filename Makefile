@@ -6,7 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-# Two workers, a file at a time, so that the heavy fixtures of a file are made once: on two cores the suite is bound by real servers and real training as much as by Python.
+# Two workers, a file at a time, so that the heavy fixtures of a file are made once, and in the order of the tree, which begins
+# with the long ones: on two cores the suite is bound by real servers and real training as much as by Python.
 WORKERS ?= 2
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -37,7 +38,7 @@ demo: setup  ## Train, evaluate and register a real model through the whole syst
 	@$(BIN)/python examples/demo.py
 
 test: setup lint  ## Everything that must hold: lint, unit, replay, integration
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, pyright, buf, import rules, generated code
 	@$(BIN)/ruff check .

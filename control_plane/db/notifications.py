@@ -13,6 +13,8 @@ import structlog
 
 _log = structlog.get_logger()
 
+_RECONNECT_SECONDS = 0.5
+
 
 class Notifications:
     """Listens on channels and wakes whoever waits on one.
@@ -62,25 +64,27 @@ class Notifications:
     async def _run(self) -> None:
         while True:
             try:
-                connection = await asyncpg.connect(self._dsn, timeout=10)
-            except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+                await self._listen()
+                _log.warning("notifications.connection_lost")
+            # A connection that breaks off in the middle of a statement raises whatever the driver was about to do, its
+            # internal errors included. Listening must outlive them all.
+            except Exception as error:
                 _log.warning("notifications.unavailable", error=str(error))
-                await asyncio.sleep(0.5)
-                continue
+                await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _listen(self) -> None:
+        """Listens until the connection is lost."""
+        connection = await asyncpg.connect(self._dsn, timeout=10)
+        try:
             closed = asyncio.Event()
             connection.add_termination_listener(_setter(closed))
-            try:
-                for channel in self._channels:
-                    await connection.add_listener(channel, self._wake)
-                # What was notified while nobody listened is found by looking once.
-                self._wake_all()
-                await closed.wait()
-                _log.warning("notifications.connection_lost")
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                _log.warning("notifications.unavailable", error=str(error))
-                await asyncio.sleep(0.5)
-            finally:
-                connection.terminate()
+            for channel in self._channels:
+                await connection.add_listener(channel, self._wake)
+            # What was notified while nobody listened is found by looking once.
+            self._wake_all()
+            await closed.wait()
+        finally:
+            connection.terminate()
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> bool:

@@ -65,7 +65,7 @@ class MlflowMirror:
         for other in superfluous:
             _delete(client, version.name, other)
         for alias in version.aliases:
-            client.set_registered_model_alias(version.name, alias, str(number))
+            _point(client, version.name, alias, str(number))
         return str(number)
 
     def _connected(self) -> MlflowClient:
@@ -94,6 +94,20 @@ def _ensure_registered_model(client: MlflowClient, version: MirroredVersion) -> 
 def _versions_of(client: MlflowClient, version: MirroredVersion) -> list[int]:
     found: Sequence[Any] = client.search_model_versions(f"name = '{version.name}' and tag.`{JOB_TAG}` = '{version.job_id}'")
     return sorted(int(entry.version) for entry in found)
+
+
+def _point(client: MlflowClient, name: str, alias: str, number: str) -> None:
+    """Points an alias to a version; MLflow refuses one of two that do so at once, and then it may point there already."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 — as above
+
+    for last in (False, False, True):
+        try:
+            client.set_registered_model_alias(name, alias, number)
+        except MlflowException:
+            if last:
+                raise
+        else:
+            return
 
 
 def _delete(client: MlflowClient, name: str, number: int) -> None:

@@ -71,7 +71,7 @@ class System:
         }
 
     def client(self) -> Client:
-        return Client(self._stack.state.control_plane)
+        return Client(self.address)
 
     def read(self, uri: str) -> bytes:
         """An object's bytes."""
@@ -86,9 +86,14 @@ class System:
         parts = urlsplit(uri)
         return parts.netloc, parts.path[1:]
 
-    def add_dataset(self, name: str, path: Path) -> str:
+    @property
+    def address(self) -> str:
+        """host:port of the control plane."""
+        return self._stack.state.control_plane
+
+    def add_dataset(self, name: str, path: Path, project: str = PROJECT) -> str:
         with self.client() as client:
-            client.register_dataset(PROJECT, name, client.upload(PROJECT, path))
+            client.register_dataset(project, name, client.upload(project, path))
         return name
 
     def add_base_model(self, name: str, path: Path) -> str:
@@ -233,10 +238,16 @@ def _spec(
 
 
 @pytest.fixture(scope="session")
-def system(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> System:
-    running = System(stack)
-    running.add_dataset(DATASET, running.data)
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file that trains in seconds."""
     model = tmp_path_factory.mktemp("base-model") / "small.gguf"
     write_small_gguf(model)
-    running.add_base_model(BASE_MODEL, model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def system(stack: Stack, small_model: Path) -> System:
+    running = System(stack)
+    running.add_dataset(DATASET, running.data)
+    running.add_base_model(BASE_MODEL, small_model)
     return running

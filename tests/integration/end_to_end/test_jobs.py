@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import boto3
@@ -18,6 +20,7 @@ from tests.integration.end_to_end.conftest import PROJECT, System
 
 pytestmark = pytest.mark.timeout(600)
 
+ROOT = Path(__file__).parents[3]
 KILLS = ["runner", "agent", "gpu-worker"]
 
 
@@ -201,3 +204,23 @@ def test_two_jobs_share_one_accelerator_one_after_the_other(system: System) -> N
     assert [job.state for job in jobs] == [job_pb2.JOB_STATE_SUCCEEDED] * 2
     held = sorted(span for job in jobs for span in system.leased_spans(job.job_id))
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(held)), "never two leases at once"
+
+
+def test_the_example_job_runs_from_the_command_line(system: System, small_model: Path) -> None:
+    """examples/fine_tune.yaml as a person submits it; only the base model behind its name is a smaller one here."""
+    system.add_base_model("smollm2-135m-instruct", small_model)
+    system.add_dataset("chatterbot-english", system.data, project="demo")
+    submit = ["submit", "examples/fine_tune.yaml", "--watch", "--json", "--address", system.address]
+    ran = subprocess.run(
+        [sys.executable, "-m", "headway_client.cli", *submit],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    with system.client() as client:
+        version = client.get_model_version("demo", "support-assistant", alias="dev")
+    assert version.version == 1
+    assert any(version.lineage.job_id in line for line in ran.stdout.splitlines())
