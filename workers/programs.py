@@ -20,8 +20,6 @@ OkT = TypeVar("OkT", bound=BaseModel)
 
 # A runner reads what users wrote, so it gets no credentials: only what programs need to start is passed on.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_HOME")
-_CRASHES_MAX = 3
-_LOG_TAIL_BYTES = 2_000
 
 
 def runner_environment(settings: TelemetrySettings, **extra: str) -> dict[str, str]:

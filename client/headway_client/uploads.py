@@ -51,8 +51,10 @@ def read_content(path: Path) -> FileContent:
     """Hash and size of the file.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is a device or pipe, which may have no end.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file; expected one with an end")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
         return FileContent(path, digest.hexdigest(), file.tell())

@@ -108,7 +108,7 @@ def status(data_dir: DataDir = Path(".headway"), as_json: Json = False) -> None:
     except OneMachineError as error:
         _refuse(error, as_json)
     if as_json:
-        print(json.dumps(_as_json(layout, found), indent=1))
+        print(json.dumps(_as_json(layout, found)))
     elif found.state is None:
         print(f"nothing runs in {layout.root}; `headway up` starts it")
     else:

@@ -21,7 +21,8 @@ from workers.workflows.contracts import JobFailure
 
 OkT = TypeVar("OkT", bound=BaseModel)
 
-_CRASHES_MAX = 3
+# With the pauses between tries about half a minute: longer than a short want of memory, shorter than a person's patience.
+_CRASHES_MAX = 6
 _LOG_TAIL_BYTES = 2_000
 
 
@@ -64,7 +65,7 @@ def _crash(program: str, code: int, failure: JobFailure | None, log_path: Path) 
     said = failure.message if failure is not None else _tail(log_path)
     message = f"the {program} program ended with {describe_exit(code)}: {said or 'it said nothing'}"
     if activity.info().attempt >= _CRASHES_MAX:
-        return verdict_of(FailureKind.PLATFORM, message)
+        return verdict_of(FailureKind.PLATFORM, f"{message} (for the {_CRASHES_MAX}th time)")
     return ApplicationError(message, type="PROGRAM_CRASHED")
 
 
