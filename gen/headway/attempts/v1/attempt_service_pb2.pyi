@@ -275,22 +275,26 @@ class ReleaseLeaseRequest(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """The lease."""
     job_id: _builtins.str
     """The job."""
     outcome: _builtins.str
-    """How the work under it ended: "completed", "failed", "cancelled", "lost"."""
+    """How the work under it ended: "completed", "failed", "cancelled", "lost", "preempted"."""
+    reason: _builtins.str
+    """Why, when "lost" or "preempted"; up to 1,000 characters, for the event."""
     def __init__(
         self,
         *,
         lease_id: _builtins.str = ...,
         job_id: _builtins.str = ...,
         outcome: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "lease_id", b"lease_id", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "lease_id", b"lease_id", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,6 +511,58 @@ class RecordResumeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordResumeResponse: _TypeAlias = RecordResumeResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmPauseRequest(_message.Message):
+    """A job holds still."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    attempt: _builtins.int
+    """The attempt current when it came to rest."""
+    pause: _builtins.int
+    """Which pause: they count 1, 2, 3, … within a job. The workflow was told its number."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        pause: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "pause", b"pause"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmPauseRequest: _TypeAlias = ConfirmPauseRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmPauseResponse(_message.Message):
+    """Recorded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: _job_pb2.JobState.ValueType
+    """The state the job is in: PAUSED, unless it was resumed or cancelled meanwhile."""
+    def __init__(
+        self,
+        *,
+        state: _job_pb2.JobState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmPauseResponse: _TypeAlias = ConfirmPauseResponse  # noqa: Y015
 
 @_typing.final
 class FinishJobRequest(_message.Message):

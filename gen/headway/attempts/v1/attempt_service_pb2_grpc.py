@@ -77,6 +77,11 @@ class AttemptServiceStub:
                 request_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RecordResumeRequest.SerializeToString,
                 response_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RecordResumeResponse.FromString,
                 _registered_method=True)
+        self.ConfirmPause = channel.unary_unary(
+                '/headway.attempts.v1.AttemptService/ConfirmPause',
+                request_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.ConfirmPauseRequest.SerializeToString,
+                response_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.ConfirmPauseResponse.FromString,
+                _registered_method=True)
         self.FinishJob = channel.unary_unary(
                 '/headway.attempts.v1.AttemptService/FinishJob',
                 request_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.FinishJobRequest.SerializeToString,
@@ -146,6 +151,14 @@ class AttemptServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ConfirmPause(self, request, context):
+        """Says that the job holds still, as a pause asked for: it holds no lease and asks for none until it is resumed. Leases still
+        open are ended in the same transaction. A pause that was taken back meanwhile is left taken back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FinishJob(self, request, context):
         """Moves the job to its final state. Leases still held are given back in the same transaction.
         """
@@ -195,6 +208,11 @@ def add_AttemptServiceServicer_to_server(servicer, server):
                     servicer.RecordResume,
                     request_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RecordResumeRequest.FromString,
                     response_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RecordResumeResponse.SerializeToString,
+            ),
+            'ConfirmPause': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmPause,
+                    request_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.ConfirmPauseRequest.FromString,
+                    response_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.ConfirmPauseResponse.SerializeToString,
             ),
             'FinishJob': grpc.unary_unary_rpc_method_handler(
                     servicer.FinishJob,
@@ -421,6 +439,33 @@ class AttemptService:
             '/headway.attempts.v1.AttemptService/RecordResume',
             headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RecordResumeRequest.SerializeToString,
             headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RecordResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmPause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.attempts.v1.AttemptService/ConfirmPause',
+            headway_dot_attempts_dot_v1_dot_attempt__service__pb2.ConfirmPauseRequest.SerializeToString,
+            headway_dot_attempts_dot_v1_dot_attempt__service__pb2.ConfirmPauseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class AttemptServiceStub:
     """The committed checkpoints of a job, newest first."""
     RecordResume: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.RecordResumeRequest, _attempt_service_pb2.RecordResumeResponse]
     """Records that the attempt goes on from a checkpoint, and which damaged ones it passed over."""
+    ConfirmPause: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.ConfirmPauseRequest, _attempt_service_pb2.ConfirmPauseResponse]
+    """Says that the job holds still, as a pause asked for: it holds no lease and asks for none until it is resumed. Leases still
+    open are ended in the same transaction. A pause that was taken back meanwhile is left taken back.
+    """
     FinishJob: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.FinishJobRequest, _attempt_service_pb2.FinishJobResponse]
     """Moves the job to its final state. Leases still held are given back in the same transaction."""
 
@@ -79,6 +83,10 @@ class AttemptServiceAsyncStub(AttemptServiceStub):
     """The committed checkpoints of a job, newest first."""
     RecordResume: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.RecordResumeRequest, _attempt_service_pb2.RecordResumeResponse]  # type: ignore[assignment]
     """Records that the attempt goes on from a checkpoint, and which damaged ones it passed over."""
+    ConfirmPause: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.ConfirmPauseRequest, _attempt_service_pb2.ConfirmPauseResponse]  # type: ignore[assignment]
+    """Says that the job holds still, as a pause asked for: it holds no lease and asks for none until it is resumed. Leases still
+    open are ended in the same transaction. A pause that was taken back meanwhile is left taken back.
+    """
     FinishJob: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.FinishJobRequest, _attempt_service_pb2.FinishJobResponse]  # type: ignore[assignment]
     """Moves the job to its final state. Leases still held are given back in the same transaction."""
 
@@ -151,6 +159,16 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_service_pb2.RecordResumeResponse, _abc.Awaitable[_attempt_service_pb2.RecordResumeResponse]]:
         """Records that the attempt goes on from a checkpoint, and which damaged ones it passed over."""
+
+    @_abc_1.abstractmethod
+    def ConfirmPause(
+        self,
+        request: _attempt_service_pb2.ConfirmPauseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_service_pb2.ConfirmPauseResponse, _abc.Awaitable[_attempt_service_pb2.ConfirmPauseResponse]]:
+        """Says that the job holds still, as a pause asked for: it holds no lease and asks for none until it is resumed. Leases still
+        open are ended in the same transaction. A pause that was taken back meanwhile is left taken back.
+        """
 
     @_abc_1.abstractmethod
     def FinishJob(

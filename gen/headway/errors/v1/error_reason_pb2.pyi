@@ -66,6 +66,28 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. No such project, quota or worker. Metadata: name."""
     ERROR_REASON_EXCEEDS_MAXIMUM: _ErrorReason.ValueType  # 21
     """INVALID_ARGUMENT. The job asks for more than the cluster or its quota could ever give. Metadata: requested, maximum."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 22
+    """UNAUTHENTICATED. There is no credential, or it is not valid; the message does not say why, the server's log does."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 23
+    """PERMISSION_DENIED. The caller's role does not allow this. Metadata: method, role_required."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 24
+    """RESOURCE_EXHAUSTED. Too many calls in too short a time; google.rpc.QuotaFailure names the limit and google.rpc.RetryInfo says when
+    to try again. Metadata: limit, value.
+    """
+    ERROR_REASON_TOO_MANY_CALLS: _ErrorReason.ValueType  # 25
+    """RESOURCE_EXHAUSTED. Too many calls or streams are open at once; google.rpc.QuotaFailure names the limit. Metadata: limit, value."""
+    ERROR_REASON_PROJECT_NOT_FOUND: _ErrorReason.ValueType  # 26
+    """NOT_FOUND. No such project, or not one the caller may see. Metadata: project."""
+    ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 27
+    """ABORTED. The object changed since the etag was read; read it again. Metadata: etag."""
+    ERROR_REASON_STILL_NEEDED: _ErrorReason.ValueType  # 28
+    """FAILED_PRECONDITION. The project has jobs that are not final, or would be left without maintainer, or the organisation without
+    admin. Metadata: project.
+    """
+    ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 29
+    """RESOURCE_EXHAUSTED. The request takes more bytes than the method accepts. Metadata: bytes, maximum."""
+    ERROR_REASON_UNKNOWN_METHOD: _ErrorReason.ValueType  # 30
+    """UNIMPLEMENTED. There is no such method, or not for this caller."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. Every error Headway returns is a google.rpc.Status with exactly one google.rpc.ErrorInfo whose
@@ -117,4 +139,26 @@ ERROR_REASON_RESOURCE_NOT_FOUND: ErrorReason.ValueType  # 20
 """NOT_FOUND. No such project, quota or worker. Metadata: name."""
 ERROR_REASON_EXCEEDS_MAXIMUM: ErrorReason.ValueType  # 21
 """INVALID_ARGUMENT. The job asks for more than the cluster or its quota could ever give. Metadata: requested, maximum."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 22
+"""UNAUTHENTICATED. There is no credential, or it is not valid; the message does not say why, the server's log does."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 23
+"""PERMISSION_DENIED. The caller's role does not allow this. Metadata: method, role_required."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 24
+"""RESOURCE_EXHAUSTED. Too many calls in too short a time; google.rpc.QuotaFailure names the limit and google.rpc.RetryInfo says when
+to try again. Metadata: limit, value.
+"""
+ERROR_REASON_TOO_MANY_CALLS: ErrorReason.ValueType  # 25
+"""RESOURCE_EXHAUSTED. Too many calls or streams are open at once; google.rpc.QuotaFailure names the limit. Metadata: limit, value."""
+ERROR_REASON_PROJECT_NOT_FOUND: ErrorReason.ValueType  # 26
+"""NOT_FOUND. No such project, or not one the caller may see. Metadata: project."""
+ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 27
+"""ABORTED. The object changed since the etag was read; read it again. Metadata: etag."""
+ERROR_REASON_STILL_NEEDED: ErrorReason.ValueType  # 28
+"""FAILED_PRECONDITION. The project has jobs that are not final, or would be left without maintainer, or the organisation without
+admin. Metadata: project.
+"""
+ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 29
+"""RESOURCE_EXHAUSTED. The request takes more bytes than the method accepts. Metadata: bytes, maximum."""
+ERROR_REASON_UNKNOWN_METHOD: ErrorReason.ValueType  # 30
+"""UNIMPLEMENTED. There is no such method, or not for this caller."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from headway.jobs.v1 import job_pb2 as headway_dot_jobs_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadway/jobs/v1/job_event.proto\x12\x0fheadway.jobs.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headway/jobs/v1/job.proto\"\xa2\x02\n\x08JobEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12+\n\x04type\x18\x04 \x01(\x0e\x32\x1d.headway.jobs.v1.JobEventType\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.headway.jobs.v1.JobState\x12(\n\x05phase\x18\x06 \x01(\x0e\x32\x19.headway.jobs.v1.JobPhase\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\'\n\x06\x64\x65tail\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12(\n\x04time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xff\x02\n\x0cJobEventType\x12\x1e\n\x1aJOB_EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18JOB_EVENT_TYPE_SUBMITTED\x10\x01\x12 \n\x1cJOB_EVENT_TYPE_STATE_CHANGED\x10\x02\x12 \n\x1cJOB_EVENT_TYPE_PHASE_STARTED\x10\x03\x12!\n\x1dJOB_EVENT_TYPE_PHASE_FINISHED\x10\x04\x12\"\n\x1eJOB_EVENT_TYPE_LEASE_REQUESTED\x10\x05\x12 \n\x1cJOB_EVENT_TYPE_LEASE_GRANTED\x10\x06\x12\x1e\n\x1aJOB_EVENT_TYPE_LEASE_ENDED\x10\x07\x12\'\n#JOB_EVENT_TYPE_CHECKPOINT_COMMITTED\x10\x08\x12\x1a\n\x16JOB_EVENT_TYPE_RESUMED\x10\t\x12\x1f\n\x1bJOB_EVENT_TYPE_ATTEMPT_LOST\x10\nb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadway/jobs/v1/job_event.proto\x12\x0fheadway.jobs.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headway/jobs/v1/job.proto\"\xa2\x02\n\x08JobEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12+\n\x04type\x18\x04 \x01(\x0e\x32\x1d.headway.jobs.v1.JobEventType\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.headway.jobs.v1.JobState\x12(\n\x05phase\x18\x06 \x01(\x0e\x32\x19.headway.jobs.v1.JobPhase\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\'\n\x06\x64\x65tail\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12(\n\x04time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xc4\x03\n\x0cJobEventType\x12\x1e\n\x1aJOB_EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18JOB_EVENT_TYPE_SUBMITTED\x10\x01\x12 \n\x1cJOB_EVENT_TYPE_STATE_CHANGED\x10\x02\x12 \n\x1cJOB_EVENT_TYPE_PHASE_STARTED\x10\x03\x12!\n\x1dJOB_EVENT_TYPE_PHASE_FINISHED\x10\x04\x12\"\n\x1eJOB_EVENT_TYPE_LEASE_REQUESTED\x10\x05\x12 \n\x1cJOB_EVENT_TYPE_LEASE_GRANTED\x10\x06\x12\x1e\n\x1aJOB_EVENT_TYPE_LEASE_ENDED\x10\x07\x12\'\n#JOB_EVENT_TYPE_CHECKPOINT_COMMITTED\x10\x08\x12\x1a\n\x16JOB_EVENT_TYPE_RESUMED\x10\t\x12\x1f\n\x1bJOB_EVENT_TYPE_ATTEMPT_LOST\x10\n\x12\x1a\n\x16JOB_EVENT_TYPE_UPDATED\x10\x0b\x12\'\n#JOB_EVENT_TYPE_PREEMPTION_REQUESTED\x10\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headway.jobs.v1.job_event_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBEVENTTYPE']._serialized_start=436
-  _globals['_JOBEVENTTYPE']._serialized_end=819
+  _globals['_JOBEVENTTYPE']._serialized_end=888
   _globals['_JOBEVENT']._serialized_start=143
   _globals['_JOBEVENT']._serialized_end=433
 # @@protoc_insertion_point(module_scope)

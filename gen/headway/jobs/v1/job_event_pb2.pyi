@@ -48,6 +48,10 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     """Training goes on from a checkpoint."""
     JOB_EVENT_TYPE_ATTEMPT_LOST: _JobEventType.ValueType  # 10
     """An attempt was lost and will be replaced."""
+    JOB_EVENT_TYPE_UPDATED: _JobEventType.ValueType  # 11
+    """Somebody changed the job's name, priority or job set; `detail` holds the new values."""
+    JOB_EVENT_TYPE_PREEMPTION_REQUESTED: _JobEventType.ValueType  # 12
+    """The holder of the job's lease was asked to checkpoint and give it back; `detail.reason` says why."""
 
 class JobEventType(_JobEventType, metaclass=_JobEventTypeEnumTypeWrapper):
     """What kind of thing happened to a job."""
@@ -74,6 +78,10 @@ JOB_EVENT_TYPE_RESUMED: JobEventType.ValueType  # 9
 """Training goes on from a checkpoint."""
 JOB_EVENT_TYPE_ATTEMPT_LOST: JobEventType.ValueType  # 10
 """An attempt was lost and will be replaced."""
+JOB_EVENT_TYPE_UPDATED: JobEventType.ValueType  # 11
+"""Somebody changed the job's name, priority or job set; `detail` holds the new values."""
+JOB_EVENT_TYPE_PREEMPTION_REQUESTED: JobEventType.ValueType  # 12
+"""The holder of the job's lease was asked to checkpoint and give it back; `detail.reason` says why."""
 Global___JobEventType: _TypeAlias = JobEventType  # noqa: Y015
 
 @_typing.final

@@ -31,11 +31,11 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     """Never sent."""
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
-    """Accepted and stored; waits for the scheduler. Goes on to STARTING, or CANCELLED."""
+    """Accepted and stored; waits for the scheduler. Goes on to STARTING, PAUSED or CANCELLED."""
     JOB_STATE_STARTING: _JobState.ValueType  # 2
-    """Admitted; its workflow is being started. Goes on to RUNNING, CANCELLING or FAILED."""
+    """Admitted; its workflow is being started. Goes on to RUNNING, PAUSING, CANCELLING or FAILED."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 3
-    """Its workflow runs; `phase` says what it does. Goes on to SUCCEEDED, FAILED or CANCELLING."""
+    """Its workflow runs; `phase` says what it does. Goes on to SUCCEEDED, FAILED, PAUSING or CANCELLING."""
     JOB_STATE_CANCELLING: _JobState.ValueType  # 4
     """Asked to stop; what it holds is being given back. Goes on to CANCELLED."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 5
@@ -44,6 +44,14 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     """Finished without; `failure` says why. Final."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 7
     """Stopped on request. Final."""
+    JOB_STATE_PAUSING: _JobState.ValueType  # 8
+    """Asked to pause; a running phase is brought to a checkpoint and its lease given back. Goes on to PAUSED, back to RUNNING
+    when resumed, to CANCELLING, or to SUCCEEDED or FAILED when its last phase ended first.
+    """
+    JOB_STATE_PAUSED: _JobState.ValueType  # 9
+    """Holds no lease and asks for none until it is resumed. Goes on to QUEUED or RUNNING, CANCELLING or CANCELLED, or to FAILED
+    when its workflow ended without a word.
+    """
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """Where a job stands. Clients change it with verbs (CancelJob), never by writing it."""
@@ -51,11 +59,11 @@ class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Never sent."""
 JOB_STATE_QUEUED: JobState.ValueType  # 1
-"""Accepted and stored; waits for the scheduler. Goes on to STARTING, or CANCELLED."""
+"""Accepted and stored; waits for the scheduler. Goes on to STARTING, PAUSED or CANCELLED."""
 JOB_STATE_STARTING: JobState.ValueType  # 2
-"""Admitted; its workflow is being started. Goes on to RUNNING, CANCELLING or FAILED."""
+"""Admitted; its workflow is being started. Goes on to RUNNING, PAUSING, CANCELLING or FAILED."""
 JOB_STATE_RUNNING: JobState.ValueType  # 3
-"""Its workflow runs; `phase` says what it does. Goes on to SUCCEEDED, FAILED or CANCELLING."""
+"""Its workflow runs; `phase` says what it does. Goes on to SUCCEEDED, FAILED, PAUSING or CANCELLING."""
 JOB_STATE_CANCELLING: JobState.ValueType  # 4
 """Asked to stop; what it holds is being given back. Goes on to CANCELLED."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 5
@@ -64,6 +72,14 @@ JOB_STATE_FAILED: JobState.ValueType  # 6
 """Finished without; `failure` says why. Final."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 7
 """Stopped on request. Final."""
+JOB_STATE_PAUSING: JobState.ValueType  # 8
+"""Asked to pause; a running phase is brought to a checkpoint and its lease given back. Goes on to PAUSED, back to RUNNING
+when resumed, to CANCELLING, or to SUCCEEDED or FAILED when its last phase ended first.
+"""
+JOB_STATE_PAUSED: JobState.ValueType  # 9
+"""Holds no lease and asks for none until it is resumed. Goes on to QUEUED or RUNNING, CANCELLING or CANCELLED, or to FAILED
+when its workflow ended without a word.
+"""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 class _JobPhase:
@@ -277,6 +293,9 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    SUBMITTER_FIELD_NUMBER: _builtins.int
+    JOB_SET_FIELD_NUMBER: _builtins.int
+    RERUN_OF_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID, chosen by the server."""
     project: _builtins.str
@@ -301,6 +320,12 @@ class Job(_message.Message):
     """Changes with every change of the job."""
     checkpoint_step: _builtins.int
     """How many optimizer steps are covered by the newest committed checkpoint."""
+    submitter: _builtins.str
+    """Who submitted it: the subject of the caller's credential."""
+    job_set: _builtins.str
+    """The job set it belongs to; empty: none."""
+    rerun_of: _builtins.str
+    """The job it is a rerun of; empty: none."""
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
         """The resolved spec."""
@@ -351,10 +376,13 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         checkpoint_step: _builtins.int = ...,
+        submitter: _builtins.str = ...,
+        job_set: _builtins.str = ...,
+        rerun_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "result", b"result", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds", "attempt", b"attempt", "checkpoint_step", b"checkpoint_step", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "job_id", b"job_id", "name", b"name", "phase", b"phase", "priority", b"priority", "project", b"project", "result", b"result", "spec", b"spec", "spec_sha256", b"spec_sha256", "state", b"state", "trace_id", b"trace_id", "update_time", b"update_time", "waiting_reason", b"waiting_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds", "attempt", b"attempt", "checkpoint_step", b"checkpoint_step", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "job_id", b"job_id", "job_set", b"job_set", "name", b"name", "phase", b"phase", "priority", b"priority", "project", b"project", "rerun_of", b"rerun_of", "result", b"result", "spec", b"spec", "spec_sha256", b"spec_sha256", "state", b"state", "submitter", b"submitter", "trace_id", b"trace_id", "update_time", b"update_time", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,48 +22,135 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from headway.jobs.v1 import job_pb2 as headway_dot_jobs_dot_v1_dot_job__pb2
 from headway.jobs.v1 import job_event_pb2 as headway_dot_jobs_dot_v1_dot_job__event__pb2
 from headway.jobs.v1 import job_spec_pb2 as headway_dot_jobs_dot_v1_dot_job__spec__pb2
+from headway.jobs.v1 import plan_pb2 as headway_dot_jobs_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!headway/jobs/v1/job_service.proto\x12\x0fheadway.jobs.v1\x1a\x19headway/jobs/v1/job.proto\x1a\x1fheadway/jobs/v1/job_event.proto\x1a\x1eheadway/jobs/v1/job_spec.proto\"\xa8\x01\n\x10SubmitJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12&\n\x04spec\x18\x04 \x01(\x0b\x32\x18.headway.jobs.v1.JobSpec\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x42\x0b\n\t_priority\"6\n\x11SubmitJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"3\n\x0eGetJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\"t\n\x0fListJobsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12)\n\x06states\x18\x02 \x03(\x0e\x32\x19.headway.jobs.v1.JobState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"O\n\x10ListJobsResponse\x12\"\n\x04jobs\x18\x01 \x03(\x0b\x32\x14.headway.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x10\x43\x61ncelJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"6\n\x11\x43\x61ncelJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\"X\n\x12WatchEventsRequest\x12\x10\n\x06job_id\x18\x01 \x01(\tH\x00\x12\x11\n\x07project\x18\x02 \x01(\tH\x00\x12\x14\n\x0cstart_cursor\x18\x03 \x01(\tB\x07\n\x05scope\"g\n\x13WatchEventsResponse\x12)\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.headway.jobs.v1.JobEvent\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\x32\xc5\x03\n\nJobService\x12W\n\tSubmitJob\x12!.headway.jobs.v1.SubmitJobRequest\x1a\".headway.jobs.v1.SubmitJobResponse\"\x03\x90\x02\x02\x12N\n\x06GetJob\x12\x1e.headway.jobs.v1.GetJobRequest\x1a\x1f.headway.jobs.v1.GetJobResponse\"\x03\x90\x02\x01\x12T\n\x08ListJobs\x12 .headway.jobs.v1.ListJobsRequest\x1a!.headway.jobs.v1.ListJobsResponse\"\x03\x90\x02\x01\x12W\n\tCancelJob\x12!.headway.jobs.v1.CancelJobRequest\x1a\".headway.jobs.v1.CancelJobResponse\"\x03\x90\x02\x02\x12_\n\x0bWatchEvents\x12#.headway.jobs.v1.WatchEventsRequest\x1a$.headway.jobs.v1.WatchEventsResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!headway/jobs/v1/job_service.proto\x12\x0fheadway.jobs.v1\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x19headway/jobs/v1/job.proto\x1a\x1fheadway/jobs/v1/job_event.proto\x1a\x1eheadway/jobs/v1/job_spec.proto\x1a\x1aheadway/jobs/v1/plan.proto\"\xb9\x01\n\x10SubmitJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12&\n\x04spec\x18\x04 \x01(\x0b\x32\x18.headway.jobs.v1.JobSpec\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x0f\n\x07job_set\x18\x07 \x01(\tB\x0b\n\t_priority\"p\n\x11SubmitJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\x12&\n\x04plan\x18\x02 \x01(\x0b\x32\x18.headway.jobs.v1.JobPlan\x12\x10\n\x08warnings\x18\x03 \x03(\t\"e\n\tBatchItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04spec\x18\x02 \x01(\x0b\x32\x18.headway.jobs.v1.JobSpec\x12\x15\n\x08priority\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_priority\"\x92\x01\n\x16\x42\x61tchSubmitJobsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12)\n\x05items\x18\x03 \x03(\x0b\x32\x1a.headway.jobs.v1.BatchItem\x12\x0f\n\x07job_set\x18\x04 \x01(\t\x12\x17\n\x0fpartial_success\x18\x05 \x01(\x08\"V\n\x0b\x42\x61tchResult\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0bspec_sha256\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"`\n\x17\x42\x61tchSubmitJobsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.headway.jobs.v1.BatchResult\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x02 \x01(\x05\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"3\n\x0eGetJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\"\xa7\x01\n\x0fListJobsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12)\n\x06states\x18\x02 \x03(\x0e\x32\x19.headway.jobs.v1.JobState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\t\x12\x10\n\x08order_by\x18\x06 \x01(\t\x12\x0f\n\x07summary\x18\x07 \x01(\x08\"O\n\x10ListJobsResponse\x12\"\n\x04jobs\x18\x01 \x03(\x0b\x32\x14.headway.jobs.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x0cJobSelection\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\x12\x0f\n\x07job_set\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\"j\n\nJobOutcome\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.headway.jobs.v1.JobState\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"f\n\x10SelectionOutcome\x12-\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1b.headway.jobs.v1.JobOutcome\x12\x15\n\rchanged_count\x18\x02 \x01(\x05\x12\x0c\n\x04more\x18\x03 \x01(\x08\"x\n\x10\x43\x61ncelJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x30\n\tselection\x18\x04 \x01(\x0b\x32\x1d.headway.jobs.v1.JobSelection\"j\n\x11\x43\x61ncelJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\x12\x32\n\x07outcome\x18\x02 \x01(\x0b\x32!.headway.jobs.v1.SelectionOutcome\"w\n\x0fPauseJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x30\n\tselection\x18\x03 \x01(\x0b\x32\x1d.headway.jobs.v1.JobSelection\x12\x0e\n\x06reason\x18\x04 \x01(\t\"i\n\x10PauseJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\x12\x32\n\x07outcome\x18\x02 \x01(\x0b\x32!.headway.jobs.v1.SelectionOutcome\"x\n\x10ResumeJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x30\n\tselection\x18\x03 \x01(\x0b\x32\x1d.headway.jobs.v1.JobSelection\x12\x0e\n\x06reason\x18\x04 \x01(\t\"j\n\x11ResumeJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\x12\x32\n\x07outcome\x18\x02 \x01(\x0b\x32!.headway.jobs.v1.SelectionOutcome\"y\n\x11PreemptJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x30\n\tselection\x18\x03 \x01(\x0b\x32\x1d.headway.jobs.v1.JobSelection\x12\x0e\n\x06reason\x18\x04 \x01(\t\"k\n\x12PreemptJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\x12\x32\n\x07outcome\x18\x02 \x01(\x0b\x32!.headway.jobs.v1.SelectionOutcome\"\x90\x01\n\x16ReprioritizeJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x30\n\tselection\x18\x03 \x01(\x0b\x32\x1d.headway.jobs.v1.JobSelection\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\x05\"p\n\x17ReprioritizeJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\x12\x32\n\x07outcome\x18\x02 \x01(\x0b\x32!.headway.jobs.v1.SelectionOutcome\"z\n\x10UpdateJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x03job\x18\x02 \x01(\x0b\x32\x14.headway.jobs.v1.Job\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"6\n\x11UpdateJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\"\xcf\x01\n\x0fRerunJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12&\n\x04spec\x18\x03 \x01(\x0b\x32\x18.headway.jobs.v1.JobSpec\x12-\n\tspec_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x15\n\x08priority\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07job_set\x18\x07 \x01(\tB\x0b\n\t_priority\"5\n\x10RerunJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.headway.jobs.v1.Job\"\x96\x01\n\nDifference\x12-\n\x07section\x18\x01 \x01(\x0e\x32\x1c.headway.jobs.v1.DiffSection\x12\x0c\n\x04path\x18\x02 \x01(\t\x12$\n\x04left\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12%\n\x05right\x18\x04 \x01(\x0b\x32\x16.google.protobuf.Value\"7\n\x0f\x44iffJobsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0cother_job_id\x18\x02 \x01(\t\"D\n\x10\x44iffJobsResponse\x12\x30\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32\x1b.headway.jobs.v1.Difference\"\xcf\x01\n\x06JobSet\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tjob_count\x18\x03 \x01(\x03\x12\x33\n\x06states\x18\x04 \x03(\x0b\x32#.headway.jobs.v1.JobSet.StatesEntry\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bStatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"1\n\x10GetJobSetRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"=\n\x11GetJobSetResponse\x12(\n\x07job_set\x18\x01 \x01(\x0b\x32\x17.headway.jobs.v1.JobSet\"L\n\x12ListJobSetsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x13ListJobSetsResponse\x12)\n\x08job_sets\x18\x01 \x03(\x0b\x32\x17.headway.jobs.v1.JobSet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\nJobSetName\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x9a\x01\n\x12WatchEventsRequest\x12\x10\n\x06job_id\x18\x01 \x01(\tH\x00\x12\x11\n\x07project\x18\x02 \x01(\tH\x00\x12.\n\x07job_set\x18\x04 \x01(\x0b\x32\x1b.headway.jobs.v1.JobSetNameH\x00\x12\x14\n\x0cstart_cursor\x18\x03 \x01(\t\x12\x10\n\x08\x66rom_now\x18\x05 \x01(\x08\x42\x07\n\x05scope\"g\n\x13WatchEventsResponse\x12)\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.headway.jobs.v1.JobEvent\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08*\x89\x01\n\x0b\x44iffSection\x12\x1c\n\x18\x44IFF_SECTION_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44IFF_SECTION_SPEC\x10\x01\x12\x15\n\x11\x44IFF_SECTION_DATA\x10\x02\x12\x15\n\x11\x44IFF_SECTION_CODE\x10\x03\x12\x17\n\x13\x44IFF_SECTION_RESULT\x10\x04\x32\xe3\n\n\nJobService\x12W\n\tSubmitJob\x12!.headway.jobs.v1.SubmitJobRequest\x1a\".headway.jobs.v1.SubmitJobResponse\"\x03\x90\x02\x02\x12i\n\x0f\x42\x61tchSubmitJobs\x12\'.headway.jobs.v1.BatchSubmitJobsRequest\x1a(.headway.jobs.v1.BatchSubmitJobsResponse\"\x03\x90\x02\x02\x12N\n\x06GetJob\x12\x1e.headway.jobs.v1.GetJobRequest\x1a\x1f.headway.jobs.v1.GetJobResponse\"\x03\x90\x02\x01\x12T\n\x08ListJobs\x12 .headway.jobs.v1.ListJobsRequest\x1a!.headway.jobs.v1.ListJobsResponse\"\x03\x90\x02\x01\x12W\n\tCancelJob\x12!.headway.jobs.v1.CancelJobRequest\x1a\".headway.jobs.v1.CancelJobResponse\"\x03\x90\x02\x02\x12T\n\x08PauseJob\x12 .headway.jobs.v1.PauseJobRequest\x1a!.headway.jobs.v1.PauseJobResponse\"\x03\x90\x02\x02\x12W\n\tResumeJob\x12!.headway.jobs.v1.ResumeJobRequest\x1a\".headway.jobs.v1.ResumeJobResponse\"\x03\x90\x02\x02\x12Z\n\nPreemptJob\x12\".headway.jobs.v1.PreemptJobRequest\x1a#.headway.jobs.v1.PreemptJobResponse\"\x03\x90\x02\x02\x12i\n\x0fReprioritizeJob\x12\'.headway.jobs.v1.ReprioritizeJobRequest\x1a(.headway.jobs.v1.ReprioritizeJobResponse\"\x03\x90\x02\x02\x12W\n\tUpdateJob\x12!.headway.jobs.v1.UpdateJobRequest\x1a\".headway.jobs.v1.UpdateJobResponse\"\x03\x90\x02\x02\x12T\n\x08RerunJob\x12 .headway.jobs.v1.RerunJobRequest\x1a!.headway.jobs.v1.RerunJobResponse\"\x03\x90\x02\x02\x12T\n\x08\x44iffJobs\x12 .headway.jobs.v1.DiffJobsRequest\x1a!.headway.jobs.v1.DiffJobsResponse\"\x03\x90\x02\x01\x12W\n\tGetJobSet\x12!.headway.jobs.v1.GetJobSetRequest\x1a\".headway.jobs.v1.GetJobSetResponse\"\x03\x90\x02\x01\x12]\n\x0bListJobSets\x12#.headway.jobs.v1.ListJobSetsRequest\x1a$.headway.jobs.v1.ListJobSetsResponse\"\x03\x90\x02\x01\x12_\n\x0bWatchEvents\x12#.headway.jobs.v1.WatchEventsRequest\x1a$.headway.jobs.v1.WatchEventsResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headway.jobs.v1.job_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_JOBSET_STATESENTRY']._loaded_options = None
+  _globals['_JOBSET_STATESENTRY']._serialized_options = b'8\001'
   _globals['_JOBSERVICE'].methods_by_name['SubmitJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['SubmitJob']._serialized_options = b'\220\002\002'
+  _globals['_JOBSERVICE'].methods_by_name['BatchSubmitJobs']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['BatchSubmitJobs']._serialized_options = b'\220\002\002'
   _globals['_JOBSERVICE'].methods_by_name['GetJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['GetJob']._serialized_options = b'\220\002\001'
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\220\002\001'
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\220\002\002'
+  _globals['_JOBSERVICE'].methods_by_name['PauseJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['PauseJob']._serialized_options = b'\220\002\002'
+  _globals['_JOBSERVICE'].methods_by_name['ResumeJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ResumeJob']._serialized_options = b'\220\002\002'
+  _globals['_JOBSERVICE'].methods_by_name['PreemptJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['PreemptJob']._serialized_options = b'\220\002\002'
+  _globals['_JOBSERVICE'].methods_by_name['ReprioritizeJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ReprioritizeJob']._serialized_options = b'\220\002\002'
+  _globals['_JOBSERVICE'].methods_by_name['UpdateJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['UpdateJob']._serialized_options = b'\220\002\002'
+  _globals['_JOBSERVICE'].methods_by_name['RerunJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['RerunJob']._serialized_options = b'\220\002\002'
+  _globals['_JOBSERVICE'].methods_by_name['DiffJobs']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['DiffJobs']._serialized_options = b'\220\002\001'
+  _globals['_JOBSERVICE'].methods_by_name['GetJobSet']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['GetJobSet']._serialized_options = b'\220\002\001'
+  _globals['_JOBSERVICE'].methods_by_name['ListJobSets']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ListJobSets']._serialized_options = b'\220\002\001'
   _globals['_JOBSERVICE'].methods_by_name['WatchEvents']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['WatchEvents']._serialized_options = b'\220\002\001'
-  _globals['_SUBMITJOBREQUEST']._serialized_start=147
-  _globals['_SUBMITJOBREQUEST']._serialized_end=315
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=317
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=371
-  _globals['_GETJOBREQUEST']._serialized_start=373
-  _globals['_GETJOBREQUEST']._serialized_end=404
-  _globals['_GETJOBRESPONSE']._serialized_start=406
-  _globals['_GETJOBRESPONSE']._serialized_end=457
-  _globals['_LISTJOBSREQUEST']._serialized_start=459
-  _globals['_LISTJOBSREQUEST']._serialized_end=575
-  _globals['_LISTJOBSRESPONSE']._serialized_start=577
-  _globals['_LISTJOBSRESPONSE']._serialized_end=656
-  _globals['_CANCELJOBREQUEST']._serialized_start=658
-  _globals['_CANCELJOBREQUEST']._serialized_end=728
-  _globals['_CANCELJOBRESPONSE']._serialized_start=730
-  _globals['_CANCELJOBRESPONSE']._serialized_end=784
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=786
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=874
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=876
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=979
-  _globals['_JOBSERVICE']._serialized_start=982
-  _globals['_JOBSERVICE']._serialized_end=1435
+  _globals['_DIFFSECTION']._serialized_start=4375
+  _globals['_DIFFSECTION']._serialized_end=4512
+  _globals['_SUBMITJOBREQUEST']._serialized_start=297
+  _globals['_SUBMITJOBREQUEST']._serialized_end=482
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=484
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=596
+  _globals['_BATCHITEM']._serialized_start=598
+  _globals['_BATCHITEM']._serialized_end=699
+  _globals['_BATCHSUBMITJOBSREQUEST']._serialized_start=702
+  _globals['_BATCHSUBMITJOBSREQUEST']._serialized_end=848
+  _globals['_BATCHRESULT']._serialized_start=850
+  _globals['_BATCHRESULT']._serialized_end=936
+  _globals['_BATCHSUBMITJOBSRESPONSE']._serialized_start=938
+  _globals['_BATCHSUBMITJOBSRESPONSE']._serialized_end=1034
+  _globals['_GETJOBREQUEST']._serialized_start=1036
+  _globals['_GETJOBREQUEST']._serialized_end=1067
+  _globals['_GETJOBRESPONSE']._serialized_start=1069
+  _globals['_GETJOBRESPONSE']._serialized_end=1120
+  _globals['_LISTJOBSREQUEST']._serialized_start=1123
+  _globals['_LISTJOBSREQUEST']._serialized_end=1290
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1292
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1371
+  _globals['_JOBSELECTION']._serialized_start=1373
+  _globals['_JOBSELECTION']._serialized_end=1454
+  _globals['_JOBOUTCOME']._serialized_start=1456
+  _globals['_JOBOUTCOME']._serialized_end=1562
+  _globals['_SELECTIONOUTCOME']._serialized_start=1564
+  _globals['_SELECTIONOUTCOME']._serialized_end=1666
+  _globals['_CANCELJOBREQUEST']._serialized_start=1668
+  _globals['_CANCELJOBREQUEST']._serialized_end=1788
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1790
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1896
+  _globals['_PAUSEJOBREQUEST']._serialized_start=1898
+  _globals['_PAUSEJOBREQUEST']._serialized_end=2017
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=2019
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=2124
+  _globals['_RESUMEJOBREQUEST']._serialized_start=2126
+  _globals['_RESUMEJOBREQUEST']._serialized_end=2246
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=2248
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=2354
+  _globals['_PREEMPTJOBREQUEST']._serialized_start=2356
+  _globals['_PREEMPTJOBREQUEST']._serialized_end=2477
+  _globals['_PREEMPTJOBRESPONSE']._serialized_start=2479
+  _globals['_PREEMPTJOBRESPONSE']._serialized_end=2586
+  _globals['_REPRIORITIZEJOBREQUEST']._serialized_start=2589
+  _globals['_REPRIORITIZEJOBREQUEST']._serialized_end=2733
+  _globals['_REPRIORITIZEJOBRESPONSE']._serialized_start=2735
+  _globals['_REPRIORITIZEJOBRESPONSE']._serialized_end=2847
+  _globals['_UPDATEJOBREQUEST']._serialized_start=2849
+  _globals['_UPDATEJOBREQUEST']._serialized_end=2971
+  _globals['_UPDATEJOBRESPONSE']._serialized_start=2973
+  _globals['_UPDATEJOBRESPONSE']._serialized_end=3027
+  _globals['_RERUNJOBREQUEST']._serialized_start=3030
+  _globals['_RERUNJOBREQUEST']._serialized_end=3237
+  _globals['_RERUNJOBRESPONSE']._serialized_start=3239
+  _globals['_RERUNJOBRESPONSE']._serialized_end=3292
+  _globals['_DIFFERENCE']._serialized_start=3295
+  _globals['_DIFFERENCE']._serialized_end=3445
+  _globals['_DIFFJOBSREQUEST']._serialized_start=3447
+  _globals['_DIFFJOBSREQUEST']._serialized_end=3502
+  _globals['_DIFFJOBSRESPONSE']._serialized_start=3504
+  _globals['_DIFFJOBSRESPONSE']._serialized_end=3572
+  _globals['_JOBSET']._serialized_start=3575
+  _globals['_JOBSET']._serialized_end=3782
+  _globals['_JOBSET_STATESENTRY']._serialized_start=3737
+  _globals['_JOBSET_STATESENTRY']._serialized_end=3782
+  _globals['_GETJOBSETREQUEST']._serialized_start=3784
+  _globals['_GETJOBSETREQUEST']._serialized_end=3833
+  _globals['_GETJOBSETRESPONSE']._serialized_start=3835
+  _globals['_GETJOBSETRESPONSE']._serialized_end=3896
+  _globals['_LISTJOBSETSREQUEST']._serialized_start=3898
+  _globals['_LISTJOBSETSREQUEST']._serialized_end=3974
+  _globals['_LISTJOBSETSRESPONSE']._serialized_start=3976
+  _globals['_LISTJOBSETSRESPONSE']._serialized_end=4065
+  _globals['_JOBSETNAME']._serialized_start=4067
+  _globals['_JOBSETNAME']._serialized_end=4110
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=4113
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=4267
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=4269
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=4372
+  _globals['_JOBSERVICE']._serialized_start=4515
+  _globals['_JOBSERVICE']._serialized_end=5894
 # @@protoc_insertion_point(module_scope)

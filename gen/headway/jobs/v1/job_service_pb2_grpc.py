@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """Submit jobs and follow them.
+    """Submit jobs, steer them and follow them.
     """
 
     def __init__(self, channel):
@@ -39,6 +39,11 @@ class JobServiceStub:
                 '/headway.jobs.v1.JobService/SubmitJob',
                 request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.SubmitJobRequest.SerializeToString,
                 response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.SubmitJobResponse.FromString,
+                _registered_method=True)
+        self.BatchSubmitJobs = channel.unary_unary(
+                '/headway.jobs.v1.JobService/BatchSubmitJobs',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.BatchSubmitJobsRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.BatchSubmitJobsResponse.FromString,
                 _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/headway.jobs.v1.JobService/GetJob',
@@ -55,6 +60,51 @@ class JobServiceStub:
                 request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/headway.jobs.v1.JobService/PauseJob',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/headway.jobs.v1.JobService/ResumeJob',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
+        self.PreemptJob = channel.unary_unary(
+                '/headway.jobs.v1.JobService/PreemptJob',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.PreemptJobRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.PreemptJobResponse.FromString,
+                _registered_method=True)
+        self.ReprioritizeJob = channel.unary_unary(
+                '/headway.jobs.v1.JobService/ReprioritizeJob',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ReprioritizeJobRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ReprioritizeJobResponse.FromString,
+                _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/headway.jobs.v1.JobService/UpdateJob',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.UpdateJobResponse.FromString,
+                _registered_method=True)
+        self.RerunJob = channel.unary_unary(
+                '/headway.jobs.v1.JobService/RerunJob',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.RerunJobRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.RerunJobResponse.FromString,
+                _registered_method=True)
+        self.DiffJobs = channel.unary_unary(
+                '/headway.jobs.v1.JobService/DiffJobs',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.DiffJobsRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.DiffJobsResponse.FromString,
+                _registered_method=True)
+        self.GetJobSet = channel.unary_unary(
+                '/headway.jobs.v1.JobService/GetJobSet',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.GetJobSetRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.GetJobSetResponse.FromString,
+                _registered_method=True)
+        self.ListJobSets = channel.unary_unary(
+                '/headway.jobs.v1.JobService/ListJobSets',
+                request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ListJobSetsRequest.SerializeToString,
+                response_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ListJobSetsResponse.FromString,
+                _registered_method=True)
         self.WatchEvents = channel.unary_stream(
                 '/headway.jobs.v1.JobService/WatchEvents',
                 request_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.WatchEventsRequest.SerializeToString,
@@ -63,12 +113,20 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """Submit jobs and follow them.
+    """Submit jobs, steer them and follow them.
     """
 
     def SubmitJob(self, request, context):
         """Accepts a job: validates the spec, resolves it, and stores job, first event and dispatch intent atomically. Safe to retry
         with the same request id: the first answer comes back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchSubmitJobs(self, request, context):
+        """Accepts up to 1,000 jobs of one project. Atomic: all are stored or none, and every fault of every job is named. With
+        `partial_success` the good ones are stored, atomically, and each bad one gets a status of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,23 +140,88 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Jobs of a project, newest first.
+        """Jobs of a project, or of every project the caller may see; newest first unless ordered otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Asks a job to stop. A queued job is CANCELLED at once; a running one goes through CANCELLING while it gives back what
+        """Asks jobs to stop. A queued job is CANCELLED at once; a running one goes through CANCELLING while it gives back what
         it holds. FAILED_PRECONDITION once the job is final.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseJob(self, request, context):
+        """Asks jobs to hold still. A queued job is PAUSED at once; a running one is brought to a checkpoint, gives its lease back
+        and is PAUSED then. A CPU phase that runs is finished first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Lets paused jobs go on, from their checkpoint if they have one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreemptJob(self, request, context):
+        """Takes the lease of running jobs: each is asked to checkpoint, gives the lease back and asks for a new one in its turn.
+        FAILED_PRECONDITION if a job holds no lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReprioritizeJob(self, request, context):
+        """Gives jobs another priority; it counts from the scheduler's next round on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateJob(self, request, context):
+        """Changes a job's name, priority or job set, as the field mask names them (AIP-134). ABORTED if the etag is not current.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RerunJob(self, request, context):
+        """Submits a job again: the same resolved spec, inputs pinned to the same hashes, with the changes the mask names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffJobs(self, request, context):
+        """What differs between two jobs in spec, data, code and result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJobSet(self, request, context):
+        """One job set: how many of its jobs stand where.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobSets(self, request, context):
+        """The job sets of a project, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchEvents(self, request, context):
-        """The events of one job or of a project in commit order, first what is stored, then what comes. A job's stream ends by
-        itself after its last event; `end_of_stream` says so.
+        """The events of one job, a job set, a project, or everything the caller may see, in commit order: first what is stored,
+        then what comes. A job's stream ends by itself after its last event; `end_of_stream` says so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +234,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.SubmitJob,
                     request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.SubmitJobRequest.FromString,
                     response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.SubmitJobResponse.SerializeToString,
+            ),
+            'BatchSubmitJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSubmitJobs,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.BatchSubmitJobsRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.BatchSubmitJobsResponse.SerializeToString,
             ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
@@ -127,6 +255,51 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.FromString,
                     response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobResponse.SerializeToString,
             ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.PauseJobRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'PreemptJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreemptJob,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.PreemptJobRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.PreemptJobResponse.SerializeToString,
+            ),
+            'ReprioritizeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReprioritizeJob,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ReprioritizeJobRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ReprioritizeJobResponse.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.UpdateJobRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.UpdateJobResponse.SerializeToString,
+            ),
+            'RerunJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RerunJob,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.RerunJobRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.RerunJobResponse.SerializeToString,
+            ),
+            'DiffJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffJobs,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.DiffJobsRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.DiffJobsResponse.SerializeToString,
+            ),
+            'GetJobSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobSet,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.GetJobSetRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.GetJobSetResponse.SerializeToString,
+            ),
+            'ListJobSets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobSets,
+                    request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ListJobSetsRequest.FromString,
+                    response_serializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.ListJobSetsResponse.SerializeToString,
+            ),
             'WatchEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEvents,
                     request_deserializer=headway_dot_jobs_dot_v1_dot_job__service__pb2.WatchEventsRequest.FromString,
@@ -141,7 +314,7 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """Submit jobs and follow them.
+    """Submit jobs, steer them and follow them.
     """
 
     @staticmethod
@@ -161,6 +334,33 @@ class JobService:
             '/headway.jobs.v1.JobService/SubmitJob',
             headway_dot_jobs_dot_v1_dot_job__service__pb2.SubmitJobRequest.SerializeToString,
             headway_dot_jobs_dot_v1_dot_job__service__pb2.SubmitJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSubmitJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/BatchSubmitJobs',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.BatchSubmitJobsRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.BatchSubmitJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -242,6 +442,249 @@ class JobService:
             '/headway.jobs.v1.JobService/CancelJob',
             headway_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
             headway_dot_jobs_dot_v1_dot_job__service__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/PauseJob',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/ResumeJob',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreemptJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/PreemptJob',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.PreemptJobRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.PreemptJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReprioritizeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/ReprioritizeJob',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.ReprioritizeJobRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.ReprioritizeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/UpdateJob',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.UpdateJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RerunJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/RerunJob',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.RerunJobRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.RerunJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/DiffJobs',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.DiffJobsRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.DiffJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/GetJobSet',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.GetJobSetRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.GetJobSetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobSets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.jobs.v1.JobService/ListJobSets',
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.ListJobSetsRequest.SerializeToString,
+            headway_dot_jobs_dot_v1_dot_job__service__pb2.ListJobSetsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """Submit jobs and follow them."""
+    """Submit jobs, steer them and follow them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,43 +37,95 @@ class JobServiceStub:
     """Accepts a job: validates the spec, resolves it, and stores job, first event and dispatch intent atomically. Safe to retry
     with the same request id: the first answer comes back.
     """
+    BatchSubmitJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BatchSubmitJobsRequest, _job_service_pb2.BatchSubmitJobsResponse]
+    """Accepts up to 1,000 jobs of one project. Atomic: all are stored or none, and every fault of every job is named. With
+    `partial_success` the good ones are stored, atomically, and each bad one gets a status of its own.
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """One job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
-    """Jobs of a project, newest first."""
+    """Jobs of a project, or of every project the caller may see; newest first unless ordered otherwise."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
-    """Asks a job to stop. A queued job is CANCELLED at once; a running one goes through CANCELLING while it gives back what
+    """Asks jobs to stop. A queued job is CANCELLED at once; a running one goes through CANCELLING while it gives back what
     it holds. FAILED_PRECONDITION once the job is final.
     """
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_service_pb2.PauseJobResponse]
+    """Asks jobs to hold still. A queued job is PAUSED at once; a running one is brought to a checkpoint, gives its lease back
+    and is PAUSED then. A CPU phase that runs is finished first.
+    """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_service_pb2.ResumeJobResponse]
+    """Lets paused jobs go on, from their checkpoint if they have one."""
+    PreemptJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PreemptJobRequest, _job_service_pb2.PreemptJobResponse]
+    """Takes the lease of running jobs: each is asked to checkpoint, gives the lease back and asks for a new one in its turn.
+    FAILED_PRECONDITION if a job holds no lease.
+    """
+    ReprioritizeJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ReprioritizeJobRequest, _job_service_pb2.ReprioritizeJobResponse]
+    """Gives jobs another priority; it counts from the scheduler's next round on."""
+    UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]
+    """Changes a job's name, priority or job set, as the field mask names them (AIP-134). ABORTED if the etag is not current."""
+    RerunJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RerunJobRequest, _job_service_pb2.RerunJobResponse]
+    """Submits a job again: the same resolved spec, inputs pinned to the same hashes, with the changes the mask names."""
+    DiffJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DiffJobsRequest, _job_service_pb2.DiffJobsResponse]
+    """What differs between two jobs in spec, data, code and result."""
+    GetJobSet: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobSetRequest, _job_service_pb2.GetJobSetResponse]
+    """One job set: how many of its jobs stand where."""
+    ListJobSets: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobSetsRequest, _job_service_pb2.ListJobSetsResponse]
+    """The job sets of a project, by name."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchEventsRequest, _job_service_pb2.WatchEventsResponse]
-    """The events of one job or of a project in commit order, first what is stored, then what comes. A job's stream ends by
-    itself after its last event; `end_of_stream` says so.
+    """The events of one job, a job set, a project, or everything the caller may see, in commit order: first what is stored,
+    then what comes. A job's stream ends by itself after its last event; `end_of_stream` says so.
     """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
-    """Submit jobs and follow them."""
+    """Submit jobs, steer them and follow them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.SubmitJobRequest, _job_service_pb2.SubmitJobResponse]  # type: ignore[assignment]
     """Accepts a job: validates the spec, resolves it, and stores job, first event and dispatch intent atomically. Safe to retry
     with the same request id: the first answer comes back.
     """
+    BatchSubmitJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BatchSubmitJobsRequest, _job_service_pb2.BatchSubmitJobsResponse]  # type: ignore[assignment]
+    """Accepts up to 1,000 jobs of one project. Atomic: all are stored or none, and every fault of every job is named. With
+    `partial_success` the good ones are stored, atomically, and each bad one gets a status of its own.
+    """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """One job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Jobs of a project, newest first."""
+    """Jobs of a project, or of every project the caller may see; newest first unless ordered otherwise."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """Asks a job to stop. A queued job is CANCELLED at once; a running one goes through CANCELLING while it gives back what
+    """Asks jobs to stop. A queued job is CANCELLED at once; a running one goes through CANCELLING while it gives back what
     it holds. FAILED_PRECONDITION once the job is final.
     """
+    PauseJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_service_pb2.PauseJobResponse]  # type: ignore[assignment]
+    """Asks jobs to hold still. A queued job is PAUSED at once; a running one is brought to a checkpoint, gives its lease back
+    and is PAUSED then. A CPU phase that runs is finished first.
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_service_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Lets paused jobs go on, from their checkpoint if they have one."""
+    PreemptJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PreemptJobRequest, _job_service_pb2.PreemptJobResponse]  # type: ignore[assignment]
+    """Takes the lease of running jobs: each is asked to checkpoint, gives the lease back and asks for a new one in its turn.
+    FAILED_PRECONDITION if a job holds no lease.
+    """
+    ReprioritizeJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ReprioritizeJobRequest, _job_service_pb2.ReprioritizeJobResponse]  # type: ignore[assignment]
+    """Gives jobs another priority; it counts from the scheduler's next round on."""
+    UpdateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]  # type: ignore[assignment]
+    """Changes a job's name, priority or job set, as the field mask names them (AIP-134). ABORTED if the etag is not current."""
+    RerunJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RerunJobRequest, _job_service_pb2.RerunJobResponse]  # type: ignore[assignment]
+    """Submits a job again: the same resolved spec, inputs pinned to the same hashes, with the changes the mask names."""
+    DiffJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DiffJobsRequest, _job_service_pb2.DiffJobsResponse]  # type: ignore[assignment]
+    """What differs between two jobs in spec, data, code and result."""
+    GetJobSet: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobSetRequest, _job_service_pb2.GetJobSetResponse]  # type: ignore[assignment]
+    """One job set: how many of its jobs stand where."""
+    ListJobSets: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobSetsRequest, _job_service_pb2.ListJobSetsResponse]  # type: ignore[assignment]
+    """The job sets of a project, by name."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchEventsRequest, _job_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
-    """The events of one job or of a project in commit order, first what is stored, then what comes. A job's stream ends by
-    itself after its last event; `end_of_stream` says so.
+    """The events of one job, a job set, a project, or everything the caller may see, in commit order: first what is stored,
+    then what comes. A job's stream ends by itself after its last event; `end_of_stream` says so.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Submit jobs and follow them."""
+    """Submit jobs, steer them and follow them."""
 
     @_abc_1.abstractmethod
     def SubmitJob(
@@ -83,6 +135,16 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_service_pb2.SubmitJobResponse, _abc.Awaitable[_job_service_pb2.SubmitJobResponse]]:
         """Accepts a job: validates the spec, resolves it, and stores job, first event and dispatch intent atomically. Safe to retry
         with the same request id: the first answer comes back.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchSubmitJobs(
+        self,
+        request: _job_service_pb2.BatchSubmitJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.BatchSubmitJobsResponse, _abc.Awaitable[_job_service_pb2.BatchSubmitJobsResponse]]:
+        """Accepts up to 1,000 jobs of one project. Atomic: all are stored or none, and every fault of every job is named. With
+        `partial_success` the good ones are stored, atomically, and each bad one gets a status of its own.
         """
 
     @_abc_1.abstractmethod
@@ -99,7 +161,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
-        """Jobs of a project, newest first."""
+        """Jobs of a project, or of every project the caller may see; newest first unless ordered otherwise."""
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -107,9 +169,85 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.CancelJobResponse, _abc.Awaitable[_job_service_pb2.CancelJobResponse]]:
-        """Asks a job to stop. A queued job is CANCELLED at once; a running one goes through CANCELLING while it gives back what
+        """Asks jobs to stop. A queued job is CANCELLED at once; a running one goes through CANCELLING while it gives back what
         it holds. FAILED_PRECONDITION once the job is final.
         """
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _job_service_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.PauseJobResponse, _abc.Awaitable[_job_service_pb2.PauseJobResponse]]:
+        """Asks jobs to hold still. A queued job is PAUSED at once; a running one is brought to a checkpoint, gives its lease back
+        and is PAUSED then. A CPU phase that runs is finished first.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _job_service_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ResumeJobResponse, _abc.Awaitable[_job_service_pb2.ResumeJobResponse]]:
+        """Lets paused jobs go on, from their checkpoint if they have one."""
+
+    @_abc_1.abstractmethod
+    def PreemptJob(
+        self,
+        request: _job_service_pb2.PreemptJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.PreemptJobResponse, _abc.Awaitable[_job_service_pb2.PreemptJobResponse]]:
+        """Takes the lease of running jobs: each is asked to checkpoint, gives the lease back and asks for a new one in its turn.
+        FAILED_PRECONDITION if a job holds no lease.
+        """
+
+    @_abc_1.abstractmethod
+    def ReprioritizeJob(
+        self,
+        request: _job_service_pb2.ReprioritizeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ReprioritizeJobResponse, _abc.Awaitable[_job_service_pb2.ReprioritizeJobResponse]]:
+        """Gives jobs another priority; it counts from the scheduler's next round on."""
+
+    @_abc_1.abstractmethod
+    def UpdateJob(
+        self,
+        request: _job_service_pb2.UpdateJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.UpdateJobResponse, _abc.Awaitable[_job_service_pb2.UpdateJobResponse]]:
+        """Changes a job's name, priority or job set, as the field mask names them (AIP-134). ABORTED if the etag is not current."""
+
+    @_abc_1.abstractmethod
+    def RerunJob(
+        self,
+        request: _job_service_pb2.RerunJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.RerunJobResponse, _abc.Awaitable[_job_service_pb2.RerunJobResponse]]:
+        """Submits a job again: the same resolved spec, inputs pinned to the same hashes, with the changes the mask names."""
+
+    @_abc_1.abstractmethod
+    def DiffJobs(
+        self,
+        request: _job_service_pb2.DiffJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.DiffJobsResponse, _abc.Awaitable[_job_service_pb2.DiffJobsResponse]]:
+        """What differs between two jobs in spec, data, code and result."""
+
+    @_abc_1.abstractmethod
+    def GetJobSet(
+        self,
+        request: _job_service_pb2.GetJobSetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.GetJobSetResponse, _abc.Awaitable[_job_service_pb2.GetJobSetResponse]]:
+        """One job set: how many of its jobs stand where."""
+
+    @_abc_1.abstractmethod
+    def ListJobSets(
+        self,
+        request: _job_service_pb2.ListJobSetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListJobSetsResponse, _abc.Awaitable[_job_service_pb2.ListJobSetsResponse]]:
+        """The job sets of a project, by name."""
 
     @_abc_1.abstractmethod
     def WatchEvents(
@@ -117,8 +255,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WatchEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchEventsResponse], _abc.AsyncIterator[_job_service_pb2.WatchEventsResponse]]:
-        """The events of one job or of a project in commit order, first what is stored, then what comes. A job's stream ends by
-        itself after its last event; `end_of_stream` says so.
+        """The events of one job, a job set, a project, or everything the caller may see, in commit order: first what is stored,
+        then what comes. A job's stream ends by itself after its last event; `end_of_stream` says so.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

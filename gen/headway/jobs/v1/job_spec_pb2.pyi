@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,30 +19,214 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Sampler:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sampler.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLER_UNSPECIFIED: _Sampler.ValueType  # 0
+    """The default."""
+    SAMPLER_RANDOM: _Sampler.ValueType  # 1
+    """Independent draws."""
+    SAMPLER_TPE: _Sampler.ValueType  # 2
+    """Tree-structured Parzen estimator (Bergstra et al. 2011): draws near what was good."""
+    SAMPLER_GRID: _Sampler.ValueType  # 3
+    """Every combination once, in the order of the paths, up to `max_trials`; without ranges of real numbers."""
+
+class Sampler(_Sampler, metaclass=_SamplerEnumTypeWrapper):
+    """How a search proposes trials."""
+
+SAMPLER_UNSPECIFIED: Sampler.ValueType  # 0
+"""The default."""
+SAMPLER_RANDOM: Sampler.ValueType  # 1
+"""Independent draws."""
+SAMPLER_TPE: Sampler.ValueType  # 2
+"""Tree-structured Parzen estimator (Bergstra et al. 2011): draws near what was good."""
+SAMPLER_GRID: Sampler.ValueType  # 3
+"""Every combination once, in the order of the paths, up to `max_trials`; without ranges of real numbers."""
+Global___Sampler: _TypeAlias = Sampler  # noqa: Y015
+
+class _Direction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Direction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DIRECTION_UNSPECIFIED: _Direction.ValueType  # 0
+    """The default."""
+    DIRECTION_MINIMIZE: _Direction.ValueType  # 1
+    """Less is better."""
+    DIRECTION_MAXIMIZE: _Direction.ValueType  # 2
+    """More is better."""
+
+class Direction(_Direction, metaclass=_DirectionEnumTypeWrapper):
+    """Whether less or more is better."""
+
+DIRECTION_UNSPECIFIED: Direction.ValueType  # 0
+"""The default."""
+DIRECTION_MINIMIZE: Direction.ValueType  # 1
+"""Less is better."""
+DIRECTION_MAXIMIZE: Direction.ValueType  # 2
+"""More is better."""
+Global___Direction: _TypeAlias = Direction  # noqa: Y015
+
+class _AdaptationMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdaptationMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdaptationMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADAPTATION_METHOD_UNSPECIFIED: _AdaptationMethod.ValueType  # 0
+    """The default."""
+    ADAPTATION_METHOD_FULL: _AdaptationMethod.ValueType  # 1
+    """Every weight."""
+    ADAPTATION_METHOD_LORA: _AdaptationMethod.ValueType  # 2
+    """Adapters beside the weights."""
+    ADAPTATION_METHOD_QLORA: _AdaptationMethod.ValueType  # 3
+    """Adapters beside weights held in four bits (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+class AdaptationMethod(_AdaptationMethod, metaclass=_AdaptationMethodEnumTypeWrapper):
+    """How much of a model is trained."""
+
+ADAPTATION_METHOD_UNSPECIFIED: AdaptationMethod.ValueType  # 0
+"""The default."""
+ADAPTATION_METHOD_FULL: AdaptationMethod.ValueType  # 1
+"""Every weight."""
+ADAPTATION_METHOD_LORA: AdaptationMethod.ValueType  # 2
+"""Adapters beside the weights."""
+ADAPTATION_METHOD_QLORA: AdaptationMethod.ValueType  # 3
+"""Adapters beside weights held in four bits (Dettmers et al. 2023, arXiv:2305.14314)."""
+Global___AdaptationMethod: _TypeAlias = AdaptationMethod  # noqa: Y015
+
+class _LearningRateSchedule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LearningRateScheduleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LearningRateSchedule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEARNING_RATE_SCHEDULE_UNSPECIFIED: _LearningRateSchedule.ValueType  # 0
+    """The default."""
+    LEARNING_RATE_SCHEDULE_LINEAR: _LearningRateSchedule.ValueType  # 1
+    """Down to 0 in a straight line."""
+    LEARNING_RATE_SCHEDULE_COSINE: _LearningRateSchedule.ValueType  # 2
+    """Down to 0 along half a cosine."""
+    LEARNING_RATE_SCHEDULE_CONSTANT: _LearningRateSchedule.ValueType  # 3
+    """As it is."""
+
+class LearningRateSchedule(_LearningRateSchedule, metaclass=_LearningRateScheduleEnumTypeWrapper):
+    """The learning rate after the warm-up."""
+
+LEARNING_RATE_SCHEDULE_UNSPECIFIED: LearningRateSchedule.ValueType  # 0
+"""The default."""
+LEARNING_RATE_SCHEDULE_LINEAR: LearningRateSchedule.ValueType  # 1
+"""Down to 0 in a straight line."""
+LEARNING_RATE_SCHEDULE_COSINE: LearningRateSchedule.ValueType  # 2
+"""Down to 0 along half a cosine."""
+LEARNING_RATE_SCHEDULE_CONSTANT: LearningRateSchedule.ValueType  # 3
+"""As it is."""
+Global___LearningRateSchedule: _TypeAlias = LearningRateSchedule  # noqa: Y015
+
+class _PreferenceObjective:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PreferenceObjectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PreferenceObjective.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PREFERENCE_OBJECTIVE_UNSPECIFIED: _PreferenceObjective.ValueType  # 0
+    """The default."""
+    PREFERENCE_OBJECTIVE_DPO: _PreferenceObjective.ValueType  # 1
+    """Direct preference optimisation over pairs (Rafailov et al. 2023, arXiv:2305.18290)."""
+    PREFERENCE_OBJECTIVE_KTO: _PreferenceObjective.ValueType  # 2
+    """Kahneman-Tversky optimisation over single answers (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+class PreferenceObjective(_PreferenceObjective, metaclass=_PreferenceObjectiveEnumTypeWrapper):
+    """How preferences are learned directly."""
+
+PREFERENCE_OBJECTIVE_UNSPECIFIED: PreferenceObjective.ValueType  # 0
+"""The default."""
+PREFERENCE_OBJECTIVE_DPO: PreferenceObjective.ValueType  # 1
+"""Direct preference optimisation over pairs (Rafailov et al. 2023, arXiv:2305.18290)."""
+PREFERENCE_OBJECTIVE_KTO: PreferenceObjective.ValueType  # 2
+"""Kahneman-Tversky optimisation over single answers (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+Global___PreferenceObjective: _TypeAlias = PreferenceObjective  # noqa: Y015
+
+class _PolicyAlgorithm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PolicyAlgorithmEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PolicyAlgorithm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POLICY_ALGORITHM_UNSPECIFIED: _PolicyAlgorithm.ValueType  # 0
+    """The default."""
+    POLICY_ALGORITHM_PPO: _PolicyAlgorithm.ValueType  # 1
+    """Proximal policy optimisation with a value model (Schulman et al. 2017, arXiv:1707.06347)."""
+    POLICY_ALGORITHM_GRPO: _PolicyAlgorithm.ValueType  # 2
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+    POLICY_ALGORITHM_RLOO: _PolicyAlgorithm.ValueType  # 3
+    """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740)."""
+
+class PolicyAlgorithm(_PolicyAlgorithm, metaclass=_PolicyAlgorithmEnumTypeWrapper):
+    """How a policy is trained against rewards."""
+
+POLICY_ALGORITHM_UNSPECIFIED: PolicyAlgorithm.ValueType  # 0
+"""The default."""
+POLICY_ALGORITHM_PPO: PolicyAlgorithm.ValueType  # 1
+"""Proximal policy optimisation with a value model (Schulman et al. 2017, arXiv:1707.06347)."""
+POLICY_ALGORITHM_GRPO: PolicyAlgorithm.ValueType  # 2
+"""Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+POLICY_ALGORITHM_RLOO: PolicyAlgorithm.ValueType  # 3
+"""REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740)."""
+Global___PolicyAlgorithm: _TypeAlias = PolicyAlgorithm  # noqa: Y015
+
 @_typing.final
 class JobSpec(_message.Message):
     """What a job is asked to do. Exactly one type is set. Field limits are stated here and enforced by the control plane, which
     answers INVALID_ARGUMENT with every violation by field path. Absent optional fields take the default stated beside them;
-    the resolved spec, defaults filled in, is what GetJob returns.
+    the resolved spec, defaults filled in, is what GetJob returns. Fields that are not known here are refused, not ignored.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FINE_TUNE_FIELD_NUMBER: _builtins.int
+    HPO_FIELD_NUMBER: _builtins.int
+    RETRAIN_FIELD_NUMBER: _builtins.int
+    RLHF_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fine_tune(self) -> Global___FineTuneSpec:
         """Supervised fine-tuning of a base model on a dataset."""
+
+    @_builtins.property
+    def hpo(self) -> Global___HpoSpec:
+        """Hyperparameter search over fine-tuning jobs."""
+
+    @_builtins.property
+    def retrain(self) -> Global___RetrainSpec:
+        """Continuous retraining: the same fine-tuning again on a schedule, on new data or on drift."""
+
+    @_builtins.property
+    def rlhf(self) -> Global___RlhfSpec:
+        """Alignment to preferences or rewards."""
+
+    @_builtins.property
+    def evaluation(self) -> Global___EvaluationJobSpec:
+        """Evaluation alone, of a model that is there."""
 
     def __init__(
         self,
         *,
         fine_tune: Global___FineTuneSpec | None = ...,
+        hpo: Global___HpoSpec | None = ...,
+        retrain: Global___RetrainSpec | None = ...,
+        rlhf: Global___RlhfSpec | None = ...,
+        evaluation: Global___EvaluationJobSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fine_tune", b"fine_tune", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "fine_tune", b"fine_tune", "hpo", b"hpo", "retrain", b"retrain", "rlhf", b"rlhf", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fine_tune", b"fine_tune", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "fine_tune", b"fine_tune", "hpo", b"hpo", "retrain", b"retrain", "rlhf", b"rlhf", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_type: _TypeAlias = _typing.Literal["fine_tune"]  # noqa: Y015
+    _WhichOneofReturnType_type: _TypeAlias = _typing.Literal["fine_tune", "hpo", "retrain", "rlhf", "evaluation"]  # noqa: Y015
     _WhichOneofArgType_type: _TypeAlias = _typing.Literal["type", b"type"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_type) -> _WhichOneofReturnType_type | None: ...
 
@@ -62,12 +247,12 @@ class FineTuneSpec(_message.Message):
     GATE_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
-    """Name of a registered base model, 1 to 64 characters of [a-z0-9.-], beginning and ending with a letter or digit."""
+    """Name of a registered base model, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
     output_model: _builtins.str
-    """The registered model that gains a version, 1 to 64 characters of [a-z0-9.-]."""
+    """The registered model that gains a version, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
     @_builtins.property
     def dataset(self) -> Global___DatasetRef:
-        """The data to train and evaluate on."""
+        """The data to train and evaluate on. Required."""
 
     @_builtins.property
     def lora(self) -> Global___LoraSpec:
@@ -120,9 +305,11 @@ class DatasetRef(_message.Message):
     EVAL_FRACTION_FIELD_NUMBER: _builtins.int
     SPLIT_SEED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name, 1 to 64 characters of [a-z0-9.-]."""
+    """Its name, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
     sha256: _builtins.str
-    """SHA-256 of its bytes, 64 lower-case hex digits. Empty: the hash it has at submit, which the resolved spec then pins."""
+    """SHA-256 of its bytes, 64 lower-case hex digits, or nothing. Empty: the hash it has at submit, which the
+    resolved spec then pins.
+    """
     eval_fraction: _builtins.float
     """Share of the distinct rows held out for evaluation, 0.01 to 0.5. Default 0.09."""
     split_seed: _builtins.int
@@ -207,6 +394,7 @@ class TrainingSpec(_message.Message):
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     CHECKPOINT_EVERY_STEPS_FIELD_NUMBER: _builtins.int
+    AUTO_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Optimizer steps, 1 to 1,000,000. Default 10."""
     micro_batch_size: _builtins.int
@@ -218,7 +406,7 @@ class TrainingSpec(_message.Message):
     learning_rate: _builtins.float
     """Peak learning rate, above 0 to 1. Default 0.001."""
     warmup_steps: _builtins.int
-    """Steps of linear warm-up, 0 to `steps`. Default 2, or `steps` if that is less."""
+    """Steps of linear warm-up, 0 to 1,000,000 and at most `steps`. Default 2, or `steps` if that is less."""
     weight_decay: _builtins.float
     """Weight decay, 0 to 1. Default 0."""
     max_grad_norm: _builtins.float
@@ -227,6 +415,13 @@ class TrainingSpec(_message.Message):
     """Seed of every random choice in training, 0 to 2^31 - 1. Default 0."""
     checkpoint_every_steps: _builtins.int
     """A checkpoint after every so many steps, and after the last, 1 to 100,000. Default 4."""
+    @_builtins.property
+    def auto(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of fields of this message that the platform chooses, at most 6: checkpoint_every_steps, gradient_accumulation,
+        learning_rate, max_tokens, micro_batch_size, warmup_steps. The resolved spec keeps the names and has the values chosen;
+        docs/reference/job-spec.md states the rules. A value given beside its name here must be the one that is chosen.
+        """
+
     def __init__(
         self,
         *,
@@ -240,10 +435,11 @@ class TrainingSpec(_message.Message):
         max_grad_norm: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
         checkpoint_every_steps: _builtins.int | None = ...,
+        auto: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every_steps", b"_checkpoint_every_steps", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_max_tokens", b"_max_tokens", "_micro_batch_size", b"_micro_batch_size", "_seed", b"_seed", "_steps", b"_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "checkpoint_every_steps", b"checkpoint_every_steps", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "max_tokens", b"max_tokens", "micro_batch_size", b"micro_batch_size", "seed", b"seed", "steps", b"steps", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every_steps", b"_checkpoint_every_steps", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_max_tokens", b"_max_tokens", "_micro_batch_size", b"_micro_batch_size", "_seed", b"_seed", "_steps", b"_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "checkpoint_every_steps", b"checkpoint_every_steps", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "max_tokens", b"max_tokens", "micro_batch_size", b"micro_batch_size", "seed", b"seed", "steps", b"steps", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every_steps", b"_checkpoint_every_steps", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_max_tokens", b"_max_tokens", "_micro_batch_size", b"_micro_batch_size", "_seed", b"_seed", "_steps", b"_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "auto", b"auto", "checkpoint_every_steps", b"checkpoint_every_steps", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "max_tokens", b"max_tokens", "micro_batch_size", b"micro_batch_size", "seed", b"seed", "steps", b"steps", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_every_steps: _TypeAlias = _typing.Literal["checkpoint_every_steps"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_every_steps: _TypeAlias = _typing.Literal["_checkpoint_every_steps", b"_checkpoint_every_steps"]  # noqa: Y015
@@ -303,7 +499,7 @@ class EvaluationSpec(_message.Message):
     """Longest answer to a sample prompt in tokens, 1 to 1,024. Default 32."""
     @_builtins.property
     def sample_prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Up to 8 prompts of 1 to 2,000 characters that both models answer, for people to read."""
+        """Prompts that both models answer, for people to read, at most 8, each of 1 to 2,000 characters without NUL."""
 
     def __init__(
         self,
@@ -365,8 +561,8 @@ class ResourceSpec(_message.Message):
     accelerators: _builtins.int
     """Number of accelerators, 1 to 4,096. Default 1."""
     accelerator_kind: _builtins.str
-    """Kind of accelerator, 1 to 32 characters of [a-z0-9.-], or "any". A machine without GPU offers kind "cpu", whose
-    use is never counted as GPU-hours. Default "any".
+    """Kind of accelerator, 1 to 32 characters of [a-z0-9.-], a letter or digit at both ends, or "any". A machine without GPU
+    offers kind "cpu", whose use is never counted as GPU-hours. Default "any".
     """
     max_run_seconds: _builtins.int
     """The longest the training phase may run, in seconds, 1 to 2,592,000. It is stopped at a checkpoint then. Default 3,600."""
@@ -391,3 +587,1305 @@ class ResourceSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_run_seconds) -> _WhichOneofReturnType__max_run_seconds | None: ...
 
 Global___ResourceSpec: _TypeAlias = ResourceSpec  # noqa: Y015
+
+@_typing.final
+class HpoSpec(_message.Message):
+    """Hyperparameter search: many runs of one fine-tuning job that differ in what the search space names; the best is registered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SearchSpaceEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___SearchDimension: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___SearchDimension | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TRIAL_FIELD_NUMBER: _builtins.int
+    SEARCH_SPACE_FIELD_NUMBER: _builtins.int
+    SAMPLER_FIELD_NUMBER: _builtins.int
+    HALVING_FIELD_NUMBER: _builtins.int
+    MAX_TRIALS_FIELD_NUMBER: _builtins.int
+    MAX_PARALLEL_TRIALS_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MAX_RUN_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_ACCELERATOR_SECONDS_FIELD_NUMBER: _builtins.int
+    sampler: Global___Sampler.ValueType
+    """How trials are proposed. Default SAMPLER_TPE."""
+    max_trials: _builtins.int
+    """Most trials in all, 1 to 10,000. Default 27."""
+    max_parallel_trials: _builtins.int
+    """Most trials at once, 1 to 1,000 and at most `max_trials`. Default 4."""
+    seed: _builtins.int
+    """Seed of the sampler, 0 to 2^31 - 1. Default 0."""
+    max_run_seconds: _builtins.int
+    """The longest the whole search may run, in seconds, 1 to 7,776,000. The best so far is registered then. Default 86,400."""
+    max_accelerator_seconds: _builtins.int
+    """Most accelerator-seconds of all trials together, 0 to 1,000,000,000,000; 0 means no limit beyond the others. Default 0."""
+    @_builtins.property
+    def trial(self) -> Global___FineTuneSpec:
+        """What one trial is, but for what the search space names. Its `training.steps` is the full length of a trial. Required."""
+
+    @_builtins.property
+    def search_space(self) -> _containers.MessageMap[_builtins.str, Global___SearchDimension]:
+        """What is searched, by path of a numeric field below `trial`, such as "training.learning_rate": at least 1 and at most 16
+        paths. lora.{rank, alpha, dropout} and training.{micro_batch_size, gradient_accumulation, max_tokens, learning_rate,
+        warmup_steps, weight_decay, max_grad_norm, seed} can be searched; every value must keep to its field's limits. Required.
+        """
+
+    @_builtins.property
+    def halving(self) -> Global___HalvingSpec:
+        """Stops the worse trials early. Default: absent; every trial runs its full length."""
+
+    @_builtins.property
+    def objective(self) -> Global___ObjectiveSpec:
+        """What makes a trial better than another. Default: every field's default."""
+
+    def __init__(
+        self,
+        *,
+        trial: Global___FineTuneSpec | None = ...,
+        search_space: _abc.Mapping[_builtins.str, Global___SearchDimension] | None = ...,
+        sampler: Global___Sampler.ValueType = ...,
+        halving: Global___HalvingSpec | None = ...,
+        max_trials: _builtins.int | None = ...,
+        max_parallel_trials: _builtins.int | None = ...,
+        objective: Global___ObjectiveSpec | None = ...,
+        seed: _builtins.int | None = ...,
+        max_run_seconds: _builtins.int | None = ...,
+        max_accelerator_seconds: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_accelerator_seconds", b"_max_accelerator_seconds", "_max_parallel_trials", b"_max_parallel_trials", "_max_run_seconds", b"_max_run_seconds", "_max_trials", b"_max_trials", "_seed", b"_seed", "halving", b"halving", "max_accelerator_seconds", b"max_accelerator_seconds", "max_parallel_trials", b"max_parallel_trials", "max_run_seconds", b"max_run_seconds", "max_trials", b"max_trials", "objective", b"objective", "seed", b"seed", "trial", b"trial"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_accelerator_seconds", b"_max_accelerator_seconds", "_max_parallel_trials", b"_max_parallel_trials", "_max_run_seconds", b"_max_run_seconds", "_max_trials", b"_max_trials", "_seed", b"_seed", "halving", b"halving", "max_accelerator_seconds", b"max_accelerator_seconds", "max_parallel_trials", b"max_parallel_trials", "max_run_seconds", b"max_run_seconds", "max_trials", b"max_trials", "objective", b"objective", "sampler", b"sampler", "search_space", b"search_space", "seed", b"seed", "trial", b"trial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_accelerator_seconds: _TypeAlias = _typing.Literal["max_accelerator_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_accelerator_seconds: _TypeAlias = _typing.Literal["_max_accelerator_seconds", b"_max_accelerator_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_parallel_trials: _TypeAlias = _typing.Literal["max_parallel_trials"]  # noqa: Y015
+    _WhichOneofArgType__max_parallel_trials: _TypeAlias = _typing.Literal["_max_parallel_trials", b"_max_parallel_trials"]  # noqa: Y015
+    _WhichOneofReturnType__max_run_seconds: _TypeAlias = _typing.Literal["max_run_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_run_seconds: _TypeAlias = _typing.Literal["_max_run_seconds", b"_max_run_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_trials: _TypeAlias = _typing.Literal["max_trials"]  # noqa: Y015
+    _WhichOneofArgType__max_trials: _TypeAlias = _typing.Literal["_max_trials", b"_max_trials"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_accelerator_seconds) -> _WhichOneofReturnType__max_accelerator_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parallel_trials) -> _WhichOneofReturnType__max_parallel_trials | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_run_seconds) -> _WhichOneofReturnType__max_run_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_trials) -> _WhichOneofReturnType__max_trials | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___HpoSpec: _TypeAlias = HpoSpec  # noqa: Y015
+
+@_typing.final
+class SearchDimension(_message.Message):
+    """The values one field may take in a search. Exactly one is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REAL_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def real(self) -> Global___RealRange:
+        """Real numbers between two bounds."""
+
+    @_builtins.property
+    def whole(self) -> Global___WholeRange:
+        """Whole numbers between two bounds."""
+
+    @_builtins.property
+    def choices(self) -> Global___NumberChoices:
+        """Some numbers and no others."""
+
+    def __init__(
+        self,
+        *,
+        real: Global___RealRange | None = ...,
+        whole: Global___WholeRange | None = ...,
+        choices: Global___NumberChoices | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "real", b"real", "values", b"values", "whole", b"whole"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "real", b"real", "values", b"values", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_values: _TypeAlias = _typing.Literal["real", "whole", "choices"]  # noqa: Y015
+    _WhichOneofArgType_values: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_values) -> _WhichOneofReturnType_values | None: ...
+
+Global___SearchDimension: _TypeAlias = SearchDimension  # noqa: Y015
+
+@_typing.final
+class RealRange(_message.Message):
+    """Real numbers from `low` to `high`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
+    """The lowest, -1,000,000,000,000 to 1,000,000,000,000. Required."""
+    high: _builtins.float
+    """The highest, -1,000,000,000,000 to 1,000,000,000,000, above `low`. Required."""
+    log: _builtins.bool
+    """Proposed evenly on a logarithmic scale; `low` must then be above 0. Default false."""
+    def __init__(
+        self,
+        *,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+        log: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "high", b"high", "low", b"low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "high", b"high", "log", b"log", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+
+Global___RealRange: _TypeAlias = RealRange  # noqa: Y015
+
+@_typing.final
+class WholeRange(_message.Message):
+    """Whole numbers from `low` to `high`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    low: _builtins.int
+    """The lowest, 0 to 2^31 - 1. Required."""
+    high: _builtins.int
+    """The highest, 0 to 2^31 - 1, above `low`. Required."""
+    step: _builtins.int
+    """Only `low` plus multiples of this, 1 to 1,000,000. Not with `log`. Default 1."""
+    log: _builtins.bool
+    """Proposed evenly on a logarithmic scale; `low` must then be above 0. Default false."""
+    def __init__(
+        self,
+        *,
+        low: _builtins.int | None = ...,
+        high: _builtins.int | None = ...,
+        step: _builtins.int | None = ...,
+        log: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_step", b"_step", "high", b"high", "low", b"low", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_step", b"_step", "high", b"high", "log", b"log", "low", b"low", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___WholeRange: _TypeAlias = WholeRange  # noqa: Y015
+
+@_typing.final
+class NumberChoices(_message.Message):
+    """Some numbers and no others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The numbers, at least 1 and at most 64, each -1,000,000,000,000 to 1,000,000,000,000 and none twice. Required."""
+
+    def __init__(
+        self,
+        *,
+        numbers: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["numbers", b"numbers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NumberChoices: _TypeAlias = NumberChoices  # noqa: Y015
+
+@_typing.final
+class HalvingSpec(_message.Message):
+    """Asynchronous successive halving (Li et al. 2018, arXiv:1810.05934). Rungs are at `min_steps` times powers of `eta` up to
+    the trial's `training.steps`; a trial that is promoted continues from its checkpoint.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ETA_FIELD_NUMBER: _builtins.int
+    MIN_STEPS_FIELD_NUMBER: _builtins.int
+    eta: _builtins.int
+    """One of so many trials is promoted from each rung, 2 to 10. Default 3."""
+    min_steps: _builtins.int
+    """Optimizer steps to the first rung, 1 to 1,000,000 and at most the trial's `training.steps`. Default 1."""
+    def __init__(
+        self,
+        *,
+        eta: _builtins.int | None = ...,
+        min_steps: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta", b"_eta", "_min_steps", b"_min_steps", "eta", b"eta", "min_steps", b"min_steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta", b"_eta", "_min_steps", b"_min_steps", "eta", b"eta", "min_steps", b"min_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__eta: _TypeAlias = _typing.Literal["eta"]  # noqa: Y015
+    _WhichOneofArgType__eta: _TypeAlias = _typing.Literal["_eta", b"_eta"]  # noqa: Y015
+    _WhichOneofReturnType__min_steps: _TypeAlias = _typing.Literal["min_steps"]  # noqa: Y015
+    _WhichOneofArgType__min_steps: _TypeAlias = _typing.Literal["_min_steps", b"_min_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eta) -> _WhichOneofReturnType__eta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_steps) -> _WhichOneofReturnType__min_steps | None: ...
+
+Global___HalvingSpec: _TypeAlias = HalvingSpec  # noqa: Y015
+
+@_typing.final
+class ObjectiveSpec(_message.Message):
+    """What makes a trial better than another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """A number that the evaluation finds, METRIC or SUITE/METRIC, each part 1 to 64 characters of [a-z0-9_.-], a letter or digit
+    first; without a suite "tuned_loss" or "gain". Default "tuned_loss".
+    """
+    direction: Global___Direction.ValueType
+    """Whether less or more of it is better. Default DIRECTION_MINIMIZE."""
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        direction: Global___Direction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direction", b"direction", "metric", b"metric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectiveSpec: _TypeAlias = ObjectiveSpec  # noqa: Y015
+
+@_typing.final
+class RetrainSpec(_message.Message):
+    """Continuous retraining: the same fine-tuning again whenever a trigger fires, within limits that no storm passes. Each run's
+    model still has to pass its gate.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINE_TUNE_FIELD_NUMBER: _builtins.int
+    TRIGGERS_FIELD_NUMBER: _builtins.int
+    MIN_INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_RUNS_PER_PERIOD_FIELD_NUMBER: _builtins.int
+    PERIOD_SECONDS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    MAX_RUN_SECONDS_FIELD_NUMBER: _builtins.int
+    TARGET_ALIAS_FIELD_NUMBER: _builtins.int
+    min_interval_seconds: _builtins.int
+    """Seconds between the beginnings of two runs at least, 60 to 31,536,000. What fires earlier waits. Default 86,400."""
+    max_runs_per_period: _builtins.int
+    """Most runs within `period_seconds`, 1 to 1,000. Default 30."""
+    period_seconds: _builtins.int
+    """The period that runs and budget are counted in, in seconds, 3,600 to 31,536,000. Default 2,592,000."""
+    max_run_seconds: _builtins.int
+    """Seconds after submit when retraining ends, 60 to 315,360,000. Default 31,536,000."""
+    target_alias: _builtins.str
+    """The alias that points to the newest version let through, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends.
+    Default "dev".
+    """
+    @_builtins.property
+    def fine_tune(self) -> Global___FineTuneSpec:
+        """What one run is. An empty `dataset.sha256` means what the dataset's name means when the run begins. Required."""
+
+    @_builtins.property
+    def triggers(self) -> Global___RetrainTriggers:
+        """When it runs; at least one trigger. Required."""
+
+    @_builtins.property
+    def budget(self) -> Global___RetrainBudget:
+        """What all runs of a period may use together. Required."""
+
+    def __init__(
+        self,
+        *,
+        fine_tune: Global___FineTuneSpec | None = ...,
+        triggers: Global___RetrainTriggers | None = ...,
+        min_interval_seconds: _builtins.int | None = ...,
+        max_runs_per_period: _builtins.int | None = ...,
+        period_seconds: _builtins.int | None = ...,
+        budget: Global___RetrainBudget | None = ...,
+        max_run_seconds: _builtins.int | None = ...,
+        target_alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_run_seconds", b"_max_run_seconds", "_max_runs_per_period", b"_max_runs_per_period", "_min_interval_seconds", b"_min_interval_seconds", "_period_seconds", b"_period_seconds", "budget", b"budget", "fine_tune", b"fine_tune", "max_run_seconds", b"max_run_seconds", "max_runs_per_period", b"max_runs_per_period", "min_interval_seconds", b"min_interval_seconds", "period_seconds", b"period_seconds", "triggers", b"triggers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_run_seconds", b"_max_run_seconds", "_max_runs_per_period", b"_max_runs_per_period", "_min_interval_seconds", b"_min_interval_seconds", "_period_seconds", b"_period_seconds", "budget", b"budget", "fine_tune", b"fine_tune", "max_run_seconds", b"max_run_seconds", "max_runs_per_period", b"max_runs_per_period", "min_interval_seconds", b"min_interval_seconds", "period_seconds", b"period_seconds", "target_alias", b"target_alias", "triggers", b"triggers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_run_seconds: _TypeAlias = _typing.Literal["max_run_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_run_seconds: _TypeAlias = _typing.Literal["_max_run_seconds", b"_max_run_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_runs_per_period: _TypeAlias = _typing.Literal["max_runs_per_period"]  # noqa: Y015
+    _WhichOneofArgType__max_runs_per_period: _TypeAlias = _typing.Literal["_max_runs_per_period", b"_max_runs_per_period"]  # noqa: Y015
+    _WhichOneofReturnType__min_interval_seconds: _TypeAlias = _typing.Literal["min_interval_seconds"]  # noqa: Y015
+    _WhichOneofArgType__min_interval_seconds: _TypeAlias = _typing.Literal["_min_interval_seconds", b"_min_interval_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__period_seconds: _TypeAlias = _typing.Literal["period_seconds"]  # noqa: Y015
+    _WhichOneofArgType__period_seconds: _TypeAlias = _typing.Literal["_period_seconds", b"_period_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_run_seconds) -> _WhichOneofReturnType__max_run_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_runs_per_period) -> _WhichOneofReturnType__max_runs_per_period | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_interval_seconds) -> _WhichOneofReturnType__min_interval_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__period_seconds) -> _WhichOneofReturnType__period_seconds | None: ...
+
+Global___RetrainSpec: _TypeAlias = RetrainSpec  # noqa: Y015
+
+@_typing.final
+class RetrainTriggers(_message.Message):
+    """When a retraining runs. Any of those set fires it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    NEW_DATA_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def schedule(self) -> Global___ScheduleTrigger:
+        """At certain times. Default: absent; at none."""
+
+    @_builtins.property
+    def new_data(self) -> Global___NewDataTrigger:
+        """When the dataset has grown. Default: absent; however it grows."""
+
+    @_builtins.property
+    def drift(self) -> Global___DriftTrigger:
+        """When a monitor sees drift. Default: absent; whatever they see."""
+
+    def __init__(
+        self,
+        *,
+        schedule: Global___ScheduleTrigger | None = ...,
+        new_data: Global___NewDataTrigger | None = ...,
+        drift: Global___DriftTrigger | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "new_data", b"new_data", "schedule", b"schedule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "new_data", b"new_data", "schedule", b"schedule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetrainTriggers: _TypeAlias = RetrainTriggers  # noqa: Y015
+
+@_typing.final
+class ScheduleTrigger(_message.Message):
+    """Fires at certain times, in UTC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CRON_FIELD_NUMBER: _builtins.int
+    cron: _builtins.str
+    """Minute, hour, day of month, month, day of week (0 and 7 are Sunday) as in cron, 9 to 100 characters of [0-9*,/ -], such as
+    "0 3 * * 1-5". It must come to pass at some time. Required.
+    """
+    def __init__(
+        self,
+        *,
+        cron: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleTrigger: _TypeAlias = ScheduleTrigger  # noqa: Y015
+
+@_typing.final
+class NewDataTrigger(_message.Message):
+    """Fires when the dataset that the name means has grown since the last run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_NEW_ROWS_FIELD_NUMBER: _builtins.int
+    min_new_rows: _builtins.int
+    """By so many rows, 1 to 1,000,000,000. Default 1,000."""
+    def __init__(
+        self,
+        *,
+        min_new_rows: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_new_rows", b"_min_new_rows", "min_new_rows", b"min_new_rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_new_rows", b"_min_new_rows", "min_new_rows", b"min_new_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_new_rows: _TypeAlias = _typing.Literal["min_new_rows"]  # noqa: Y015
+    _WhichOneofArgType__min_new_rows: _TypeAlias = _typing.Literal["_min_new_rows", b"_min_new_rows"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_new_rows) -> _WhichOneofReturnType__min_new_rows | None: ...
+
+Global___NewDataTrigger: _TypeAlias = NewDataTrigger  # noqa: Y015
+
+@_typing.final
+class DriftTrigger(_message.Message):
+    """Fires when a monitor of the project reports drift."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MONITOR_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    monitor: _builtins.str
+    """The monitor's name, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
+    threshold: _builtins.float
+    """Its score at least, above 0 to 1,000,000. Required."""
+    windows: _builtins.int
+    """In so many windows in a row, 1 to 1,000. Default 3."""
+    def __init__(
+        self,
+        *,
+        monitor: _builtins.str = ...,
+        threshold: _builtins.float | None = ...,
+        windows: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_windows", b"_windows", "threshold", b"threshold", "windows", b"windows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_windows", b"_windows", "monitor", b"monitor", "threshold", b"threshold", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__windows: _TypeAlias = _typing.Literal["windows"]  # noqa: Y015
+    _WhichOneofArgType__windows: _TypeAlias = _typing.Literal["_windows", b"_windows"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__windows) -> _WhichOneofReturnType__windows | None: ...
+
+Global___DriftTrigger: _TypeAlias = DriftTrigger  # noqa: Y015
+
+@_typing.final
+class RetrainBudget(_message.Message):
+    """What may be used in one period. At least one is above 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_ACCELERATOR_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_COST_MICROS_FIELD_NUMBER: _builtins.int
+    max_accelerator_seconds: _builtins.int
+    """Most accelerator-seconds, 0 to 1,000,000,000,000; 0 means not limited. Default 0."""
+    max_cost_micros: _builtins.int
+    """Most money in millionths of the price list's currency, 0 to 1,000,000,000,000,000; 0 means not limited. Default 0."""
+    def __init__(
+        self,
+        *,
+        max_accelerator_seconds: _builtins.int | None = ...,
+        max_cost_micros: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_accelerator_seconds", b"_max_accelerator_seconds", "_max_cost_micros", b"_max_cost_micros", "max_accelerator_seconds", b"max_accelerator_seconds", "max_cost_micros", b"max_cost_micros"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_accelerator_seconds", b"_max_accelerator_seconds", "_max_cost_micros", b"_max_cost_micros", "max_accelerator_seconds", b"max_accelerator_seconds", "max_cost_micros", b"max_cost_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_accelerator_seconds: _TypeAlias = _typing.Literal["max_accelerator_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_accelerator_seconds: _TypeAlias = _typing.Literal["_max_accelerator_seconds", b"_max_accelerator_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_cost_micros: _TypeAlias = _typing.Literal["max_cost_micros"]  # noqa: Y015
+    _WhichOneofArgType__max_cost_micros: _TypeAlias = _typing.Literal["_max_cost_micros", b"_max_cost_micros"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_accelerator_seconds) -> _WhichOneofReturnType__max_accelerator_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost_micros) -> _WhichOneofReturnType__max_cost_micros | None: ...
+
+Global___RetrainBudget: _TypeAlias = RetrainBudget  # noqa: Y015
+
+@_typing.final
+class RlhfSpec(_message.Message):
+    """Alignment: supervised warm-up if asked for, then either preferences learned directly, or a policy trained against rewards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    OUTPUT_MODEL_FIELD_NUMBER: _builtins.int
+    ADAPTATION_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    PREFERENCE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    base_model: _builtins.str
+    """Name of a registered base model, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
+    output_model: _builtins.str
+    """The registered model that gains a version, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
+    @_builtins.property
+    def adaptation(self) -> Global___AdaptationSpec:
+        """How much of the model is trained, in every stage. Default: LoRA with its defaults."""
+
+    @_builtins.property
+    def warm_up(self) -> Global___WarmUpStage:
+        """Supervised fine-tuning first. Default: absent; the base model is aligned as it is."""
+
+    @_builtins.property
+    def preference(self) -> Global___PreferenceStage:
+        """Preferences learned directly."""
+
+    @_builtins.property
+    def policy(self) -> Global___PolicyStage:
+        """A policy trained against rewards."""
+
+    @_builtins.property
+    def evaluation(self) -> Global___EvaluationSpec:
+        """What is measured afterwards. Default: every field's default."""
+
+    @_builtins.property
+    def gate(self) -> Global___GateSpec:
+        """What the aligned model must reach to be registered. Default: every field's default."""
+
+    @_builtins.property
+    def resources(self) -> Global___ResourceSpec:
+        """What each stage holds while it runs; `max_run_seconds` is the longest for one stage. Default: every field's default."""
+
+    def __init__(
+        self,
+        *,
+        base_model: _builtins.str = ...,
+        output_model: _builtins.str = ...,
+        adaptation: Global___AdaptationSpec | None = ...,
+        warm_up: Global___WarmUpStage | None = ...,
+        preference: Global___PreferenceStage | None = ...,
+        policy: Global___PolicyStage | None = ...,
+        evaluation: Global___EvaluationSpec | None = ...,
+        gate: Global___GateSpec | None = ...,
+        resources: Global___ResourceSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "alignment", b"alignment", "evaluation", b"evaluation", "gate", b"gate", "policy", b"policy", "preference", b"preference", "resources", b"resources", "warm_up", b"warm_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "alignment", b"alignment", "base_model", b"base_model", "evaluation", b"evaluation", "gate", b"gate", "output_model", b"output_model", "policy", b"policy", "preference", b"preference", "resources", b"resources", "warm_up", b"warm_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_alignment: _TypeAlias = _typing.Literal["preference", "policy"]  # noqa: Y015
+    _WhichOneofArgType_alignment: _TypeAlias = _typing.Literal["alignment", b"alignment"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_alignment) -> _WhichOneofReturnType_alignment | None: ...
+
+Global___RlhfSpec: _TypeAlias = RlhfSpec  # noqa: Y015
+
+@_typing.final
+class AdaptationSpec(_message.Message):
+    """How much of a model is trained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    LORA_FIELD_NUMBER: _builtins.int
+    method: Global___AdaptationMethod.ValueType
+    """The method. Default ADAPTATION_METHOD_LORA."""
+    @_builtins.property
+    def lora(self) -> Global___LoraSpec:
+        """The adapter, unless the method is full. Default: every field's default."""
+
+    def __init__(
+        self,
+        *,
+        method: Global___AdaptationMethod.ValueType = ...,
+        lora: Global___LoraSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lora", b"lora"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lora", b"lora", "method", b"method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptationSpec: _TypeAlias = AdaptationSpec  # noqa: Y015
+
+@_typing.final
+class StageTraining(_message.Message):
+    """The optimisation in one stage: AdamW with linear warm-up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    MICRO_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    GRADIENT_ACCUMULATION_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    WARMUP_STEPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_EVERY_STEPS_FIELD_NUMBER: _builtins.int
+    AUTO_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_SCHEDULE_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    """Optimizer steps, 1 to 1,000,000. Default 100."""
+    micro_batch_size: _builtins.int
+    """Sequences in one forward and backward pass, 1 to 1,024. Default 8."""
+    gradient_accumulation: _builtins.int
+    """Passes per optimizer step, 1 to 1,024. Default 1."""
+    max_tokens: _builtins.int
+    """Longest sequence in tokens, 8 to 131,072; what is longer is cut and counted. Default 1,024."""
+    learning_rate: _builtins.float
+    """Peak learning rate, above 0 to 1. Default 0.000001."""
+    warmup_steps: _builtins.int
+    """Steps of linear warm-up, 0 to 1,000,000 and at most `steps`. Default 0."""
+    weight_decay: _builtins.float
+    """Weight decay, 0 to 1. Default 0."""
+    max_grad_norm: _builtins.float
+    """Largest gradient norm; the gradient is scaled down to it. Above 0 to 1,000. Default 1."""
+    seed: _builtins.int
+    """Seed of every random choice in training, 0 to 2^31 - 1. Default 0."""
+    checkpoint_every_steps: _builtins.int
+    """A checkpoint after every so many steps, and after the last, 1 to 100,000. Default 50."""
+    learning_rate_schedule: Global___LearningRateSchedule.ValueType
+    """The learning rate after the warm-up. Default LEARNING_RATE_SCHEDULE_LINEAR."""
+    @_builtins.property
+    def auto(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of fields of this message that the platform chooses, at most 6: checkpoint_every_steps, gradient_accumulation,
+        learning_rate, max_tokens, micro_batch_size, warmup_steps. The resolved spec keeps the names and has the values chosen;
+        docs/reference/job-spec.md states the rules. A value given beside its name here must be the one that is chosen.
+        """
+
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int | None = ...,
+        micro_batch_size: _builtins.int | None = ...,
+        gradient_accumulation: _builtins.int | None = ...,
+        max_tokens: _builtins.int | None = ...,
+        learning_rate: _builtins.float | None = ...,
+        warmup_steps: _builtins.int | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        max_grad_norm: _builtins.float | None = ...,
+        seed: _builtins.int | None = ...,
+        checkpoint_every_steps: _builtins.int | None = ...,
+        auto: _abc.Iterable[_builtins.str] | None = ...,
+        learning_rate_schedule: Global___LearningRateSchedule.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every_steps", b"_checkpoint_every_steps", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_max_tokens", b"_max_tokens", "_micro_batch_size", b"_micro_batch_size", "_seed", b"_seed", "_steps", b"_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "checkpoint_every_steps", b"checkpoint_every_steps", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "max_tokens", b"max_tokens", "micro_batch_size", b"micro_batch_size", "seed", b"seed", "steps", b"steps", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_every_steps", b"_checkpoint_every_steps", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_grad_norm", b"_max_grad_norm", "_max_tokens", b"_max_tokens", "_micro_batch_size", b"_micro_batch_size", "_seed", b"_seed", "_steps", b"_steps", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "auto", b"auto", "checkpoint_every_steps", b"checkpoint_every_steps", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "max_grad_norm", b"max_grad_norm", "max_tokens", b"max_tokens", "micro_batch_size", b"micro_batch_size", "seed", b"seed", "steps", b"steps", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checkpoint_every_steps: _TypeAlias = _typing.Literal["checkpoint_every_steps"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_every_steps: _TypeAlias = _typing.Literal["_checkpoint_every_steps", b"_checkpoint_every_steps"]  # noqa: Y015
+    _WhichOneofReturnType__gradient_accumulation: _TypeAlias = _typing.Literal["gradient_accumulation"]  # noqa: Y015
+    _WhichOneofArgType__gradient_accumulation: _TypeAlias = _typing.Literal["_gradient_accumulation", b"_gradient_accumulation"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__max_grad_norm: _TypeAlias = _typing.Literal["max_grad_norm"]  # noqa: Y015
+    _WhichOneofArgType__max_grad_norm: _TypeAlias = _typing.Literal["_max_grad_norm", b"_max_grad_norm"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__micro_batch_size: _TypeAlias = _typing.Literal["micro_batch_size"]  # noqa: Y015
+    _WhichOneofArgType__micro_batch_size: _TypeAlias = _typing.Literal["_micro_batch_size", b"_micro_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    _WhichOneofReturnType__warmup_steps: _TypeAlias = _typing.Literal["warmup_steps"]  # noqa: Y015
+    _WhichOneofArgType__warmup_steps: _TypeAlias = _typing.Literal["_warmup_steps", b"_warmup_steps"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_every_steps) -> _WhichOneofReturnType__checkpoint_every_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_accumulation) -> _WhichOneofReturnType__gradient_accumulation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_grad_norm) -> _WhichOneofReturnType__max_grad_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__micro_batch_size) -> _WhichOneofReturnType__micro_batch_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_steps) -> _WhichOneofReturnType__warmup_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___StageTraining: _TypeAlias = StageTraining  # noqa: Y015
+
+@_typing.final
+class WarmUpStage(_message.Message):
+    """Supervised fine-tuning before the alignment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dataset(self) -> Global___DatasetRef:
+        """Prompts and completions. Required."""
+
+    @_builtins.property
+    def training(self) -> Global___StageTraining:
+        """The optimisation. Default: every field's default."""
+
+    def __init__(
+        self,
+        *,
+        dataset: Global___DatasetRef | None = ...,
+        training: Global___StageTraining | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "training", b"training"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmUpStage: _TypeAlias = WarmUpStage  # noqa: Y015
+
+@_typing.final
+class PreferenceStage(_message.Message):
+    """Preferences learned directly, without a reward model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
+    DESIRABLE_WEIGHT_FIELD_NUMBER: _builtins.int
+    UNDESIRABLE_WEIGHT_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
+    objective: Global___PreferenceObjective.ValueType
+    """The objective. Default PREFERENCE_OBJECTIVE_DPO."""
+    beta: _builtins.float
+    """How strongly the model is held to where it came from, above 0 to 10. Default 0.1."""
+    label_smoothing: _builtins.float
+    """DPO: the share of pairs taken to be marked the wrong way round, 0 to 0.5. Default 0."""
+    desirable_weight: _builtins.float
+    """KTO: the weight of desirable answers, above 0 to 100. Default 1."""
+    undesirable_weight: _builtins.float
+    """KTO: the weight of undesirable answers, above 0 to 100. Default 1."""
+    @_builtins.property
+    def dataset(self) -> Global___DatasetRef:
+        """Pairs of a chosen and a rejected answer for DPO; answers marked desirable or not for KTO. Required."""
+
+    @_builtins.property
+    def training(self) -> Global___StageTraining:
+        """The optimisation. Default: every field's default."""
+
+    def __init__(
+        self,
+        *,
+        objective: Global___PreferenceObjective.ValueType = ...,
+        dataset: Global___DatasetRef | None = ...,
+        beta: _builtins.float | None = ...,
+        label_smoothing: _builtins.float | None = ...,
+        desirable_weight: _builtins.float | None = ...,
+        undesirable_weight: _builtins.float | None = ...,
+        training: Global___StageTraining | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_desirable_weight", b"_desirable_weight", "_label_smoothing", b"_label_smoothing", "_undesirable_weight", b"_undesirable_weight", "beta", b"beta", "dataset", b"dataset", "desirable_weight", b"desirable_weight", "label_smoothing", b"label_smoothing", "training", b"training", "undesirable_weight", b"undesirable_weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_desirable_weight", b"_desirable_weight", "_label_smoothing", b"_label_smoothing", "_undesirable_weight", b"_undesirable_weight", "beta", b"beta", "dataset", b"dataset", "desirable_weight", b"desirable_weight", "label_smoothing", b"label_smoothing", "objective", b"objective", "training", b"training", "undesirable_weight", b"undesirable_weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    _WhichOneofReturnType__desirable_weight: _TypeAlias = _typing.Literal["desirable_weight"]  # noqa: Y015
+    _WhichOneofArgType__desirable_weight: _TypeAlias = _typing.Literal["_desirable_weight", b"_desirable_weight"]  # noqa: Y015
+    _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
+    _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
+    _WhichOneofReturnType__undesirable_weight: _TypeAlias = _typing.Literal["undesirable_weight"]  # noqa: Y015
+    _WhichOneofArgType__undesirable_weight: _TypeAlias = _typing.Literal["_undesirable_weight", b"_undesirable_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__desirable_weight) -> _WhichOneofReturnType__desirable_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_smoothing) -> _WhichOneofReturnType__label_smoothing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__undesirable_weight) -> _WhichOneofReturnType__undesirable_weight | None: ...
+
+Global___PreferenceStage: _TypeAlias = PreferenceStage  # noqa: Y015
+
+@_typing.final
+class PolicyStage(_message.Message):
+    """A policy trained against rewards: a reward model, reward functions, or both."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    REWARD_MODEL_FIELD_NUMBER: _builtins.int
+    REWARD_FUNCTIONS_FIELD_NUMBER: _builtins.int
+    KL_COEFFICIENT_FIELD_NUMBER: _builtins.int
+    NUM_GENERATIONS_FIELD_NUMBER: _builtins.int
+    NUM_ITERATIONS_FIELD_NUMBER: _builtins.int
+    CLIP_RANGE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
+    algorithm: Global___PolicyAlgorithm.ValueType
+    """How it is trained. Default POLICY_ALGORITHM_GRPO."""
+    kl_coefficient: _builtins.float
+    """Weight of the divergence from where the policy came from, 0 to 10. Default 0.05."""
+    num_generations: _builtins.int
+    """Answers to each prompt, 1 to 64; at least 2 for GRPO and RLOO, which compare them. `training.micro_batch_size` times
+    `training.gradient_accumulation` must be a multiple of it. Default 8.
+    """
+    num_iterations: _builtins.int
+    """Optimizer passes over the same answers, 1 to 16. Default 1."""
+    clip_range: _builtins.float
+    """How far one update may move a token's probability, as a share of it, above 0 to 1. Default 0.2."""
+    @_builtins.property
+    def prompts(self) -> Global___DatasetPin:
+        """The prompts it answers. Required."""
+
+    @_builtins.property
+    def reward_model(self) -> Global___RewardModelSource:
+        """A reward model. Default: absent; the reward functions alone decide."""
+
+    @_builtins.property
+    def reward_functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewardFunction]:
+        """Functions of the platform's registry, at most 16, none twice. Required unless there is a reward model."""
+
+    @_builtins.property
+    def generation(self) -> Global___GenerationSpec:
+        """How answers are made. Default: every field's default."""
+
+    @_builtins.property
+    def training(self) -> Global___StageTraining:
+        """The optimisation. Default: every field's default."""
+
+    def __init__(
+        self,
+        *,
+        algorithm: Global___PolicyAlgorithm.ValueType = ...,
+        prompts: Global___DatasetPin | None = ...,
+        reward_model: Global___RewardModelSource | None = ...,
+        reward_functions: _abc.Iterable[Global___RewardFunction] | None = ...,
+        kl_coefficient: _builtins.float | None = ...,
+        num_generations: _builtins.int | None = ...,
+        num_iterations: _builtins.int | None = ...,
+        clip_range: _builtins.float | None = ...,
+        generation: Global___GenerationSpec | None = ...,
+        training: Global___StageTraining | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_range", b"_clip_range", "_kl_coefficient", b"_kl_coefficient", "_num_generations", b"_num_generations", "_num_iterations", b"_num_iterations", "clip_range", b"clip_range", "generation", b"generation", "kl_coefficient", b"kl_coefficient", "num_generations", b"num_generations", "num_iterations", b"num_iterations", "prompts", b"prompts", "reward_model", b"reward_model", "training", b"training"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_range", b"_clip_range", "_kl_coefficient", b"_kl_coefficient", "_num_generations", b"_num_generations", "_num_iterations", b"_num_iterations", "algorithm", b"algorithm", "clip_range", b"clip_range", "generation", b"generation", "kl_coefficient", b"kl_coefficient", "num_generations", b"num_generations", "num_iterations", b"num_iterations", "prompts", b"prompts", "reward_functions", b"reward_functions", "reward_model", b"reward_model", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_range: _TypeAlias = _typing.Literal["clip_range"]  # noqa: Y015
+    _WhichOneofArgType__clip_range: _TypeAlias = _typing.Literal["_clip_range", b"_clip_range"]  # noqa: Y015
+    _WhichOneofReturnType__kl_coefficient: _TypeAlias = _typing.Literal["kl_coefficient"]  # noqa: Y015
+    _WhichOneofArgType__kl_coefficient: _TypeAlias = _typing.Literal["_kl_coefficient", b"_kl_coefficient"]  # noqa: Y015
+    _WhichOneofReturnType__num_generations: _TypeAlias = _typing.Literal["num_generations"]  # noqa: Y015
+    _WhichOneofArgType__num_generations: _TypeAlias = _typing.Literal["_num_generations", b"_num_generations"]  # noqa: Y015
+    _WhichOneofReturnType__num_iterations: _TypeAlias = _typing.Literal["num_iterations"]  # noqa: Y015
+    _WhichOneofArgType__num_iterations: _TypeAlias = _typing.Literal["_num_iterations", b"_num_iterations"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_range) -> _WhichOneofReturnType__clip_range | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kl_coefficient) -> _WhichOneofReturnType__kl_coefficient | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_generations) -> _WhichOneofReturnType__num_generations | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_iterations) -> _WhichOneofReturnType__num_iterations | None: ...
+
+Global___PolicyStage: _TypeAlias = PolicyStage  # noqa: Y015
+
+@_typing.final
+class RewardModelSource(_message.Message):
+    """A reward model, and what it weighs. Exactly one of `train` and `version` is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAIN_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    """What its score is multiplied by, above 0 to 100. Default 1."""
+    @_builtins.property
+    def train(self) -> Global___RewardModelStage:
+        """Trained by this job, in a stage of its own."""
+
+    @_builtins.property
+    def version(self) -> Global___ModelVersionRef:
+        """Registered earlier."""
+
+    def __init__(
+        self,
+        *,
+        train: Global___RewardModelStage | None = ...,
+        version: Global___ModelVersionRef | None = ...,
+        weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "source", b"source", "train", b"train", "version", b"version", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "source", b"source", "train", b"train", "version", b"version", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["train", "version"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___RewardModelSource: _TypeAlias = RewardModelSource  # noqa: Y015
+
+@_typing.final
+class RewardModelStage(_message.Message):
+    """A reward model trained on preferences."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dataset(self) -> Global___DatasetRef:
+        """Pairs of a chosen and a rejected answer. Required."""
+
+    @_builtins.property
+    def training(self) -> Global___StageTraining:
+        """The optimisation. Default: every field's default."""
+
+    def __init__(
+        self,
+        *,
+        dataset: Global___DatasetRef | None = ...,
+        training: Global___StageTraining | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "training", b"training"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardModelStage: _TypeAlias = RewardModelStage  # noqa: Y015
+
+@_typing.final
+class RewardFunction(_message.Message):
+    """A function of the platform's registry that scores answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the registry, never a place to import from: 1 to 64 characters of [a-z0-9_], a letter first. Required."""
+    weight: _builtins.float
+    """What its score is multiplied by, above 0 to 100. Default 1."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___RewardFunction: _TypeAlias = RewardFunction  # noqa: Y015
+
+@_typing.final
+class GenerationSpec(_message.Message):
+    """How answers are made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    max_prompt_tokens: _builtins.int
+    """Longest prompt in tokens, 1 to 131,072; a longer one is left out and counted. Default 512."""
+    max_new_tokens: _builtins.int
+    """Longest answer in tokens, 1 to 32,768. Default 256."""
+    temperature: _builtins.float
+    """What the logits are divided by, above 0 to 2. Default 1."""
+    top_p: _builtins.float
+    """Only the likeliest tokens of this share of the probability, above 0 to 1. Default 1."""
+    def __init__(
+        self,
+        *,
+        max_prompt_tokens: _builtins.int | None = ...,
+        max_new_tokens: _builtins.int | None = ...,
+        temperature: _builtins.float | None = ...,
+        top_p: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_new_tokens", b"max_new_tokens", "max_prompt_tokens", b"max_prompt_tokens", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_prompt_tokens", b"_max_prompt_tokens", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_new_tokens", b"max_new_tokens", "max_prompt_tokens", b"max_prompt_tokens", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_prompt_tokens: _TypeAlias = _typing.Literal["max_prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_prompt_tokens: _TypeAlias = _typing.Literal["_max_prompt_tokens", b"_max_prompt_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_new_tokens) -> _WhichOneofReturnType__max_new_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_prompt_tokens) -> _WhichOneofReturnType__max_prompt_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___GenerationSpec: _TypeAlias = GenerationSpec  # noqa: Y015
+
+@_typing.final
+class DatasetPin(_message.Message):
+    """A dataset of the job's project, used as a whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
+    sha256: _builtins.str
+    """SHA-256 of its bytes, 64 lower-case hex digits, or nothing. Empty: the hash it has at submit, which the
+    resolved spec then pins.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetPin: _TypeAlias = DatasetPin  # noqa: Y015
+
+@_typing.final
+class ModelVersionRef(_message.Message):
+    """A version of a registered model of the job's project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
+    version: _builtins.int
+    """Its version, 0 to 2^31 - 1; 0 means the one that `alias` points to at submit, which the resolved spec then pins. Default 0."""
+    alias: _builtins.str
+    """A name that points to a version, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Without `version` it
+    decides; beside it, it is a note of where the version was taken from. Default "dev".
+    """
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int | None = ...,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "alias", b"alias", "model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+
+Global___ModelVersionRef: _TypeAlias = ModelVersionRef  # noqa: Y015
+
+@_typing.final
+class EvaluationJobSpec(_message.Message):
+    """Evaluation alone: suites and datasets over one model, whose scores are stored as evidence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    SUITES_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_SAMPLES_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    base_model: _builtins.str
+    """Name of a registered base model, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends."""
+    batch_size: _builtins.int
+    """Sequences in one forward pass, 1 to 1,024. Default 8."""
+    max_tokens: _builtins.int
+    """Longest sequence in tokens, 8 to 131,072; what is longer is cut and counted. Default 1,024."""
+    max_new_tokens: _builtins.int
+    """Longest answer in tokens, 1 to 32,768. Default 256."""
+    max_samples: _builtins.int
+    """Most samples of each suite and dataset, drawn by `seed`, 0 to 1,000,000,000; 0 means all. Default 0."""
+    seed: _builtins.int
+    """Seed of every random choice, 0 to 2^31 - 1. Default 0."""
+    @_builtins.property
+    def model(self) -> Global___ModelVersionRef:
+        """A version of a registered model."""
+
+    @_builtins.property
+    def baseline(self) -> Global___ModelVersionRef:
+        """What it is compared with, sample by sample. Default: absent; nothing is compared."""
+
+    @_builtins.property
+    def suites(self) -> _containers.RepeatedCompositeFieldContainer[Global___SuiteRef]:
+        """Suites of the platform's registry, at most 32, none twice. Required unless there are datasets."""
+
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetPin]:
+        """Datasets whose loss is measured, at most 16, none twice. Required unless there are suites."""
+
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceSpec]:
+        """Parts of the datasets that are scored on their own as well, at most 64, no name twice. Needs datasets."""
+
+    @_builtins.property
+    def resources(self) -> Global___ResourceSpec:
+        """What the evaluation holds while it runs. Default: every field's default."""
+
+    def __init__(
+        self,
+        *,
+        base_model: _builtins.str = ...,
+        model: Global___ModelVersionRef | None = ...,
+        baseline: Global___ModelVersionRef | None = ...,
+        suites: _abc.Iterable[Global___SuiteRef] | None = ...,
+        datasets: _abc.Iterable[Global___DatasetPin] | None = ...,
+        slices: _abc.Iterable[Global___SliceSpec] | None = ...,
+        batch_size: _builtins.int | None = ...,
+        max_tokens: _builtins.int | None = ...,
+        max_new_tokens: _builtins.int | None = ...,
+        max_samples: _builtins.int | None = ...,
+        seed: _builtins.int | None = ...,
+        resources: Global___ResourceSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_max_new_tokens", b"_max_new_tokens", "_max_samples", b"_max_samples", "_max_tokens", b"_max_tokens", "_seed", b"_seed", "base_model", b"base_model", "baseline", b"baseline", "batch_size", b"batch_size", "max_new_tokens", b"max_new_tokens", "max_samples", b"max_samples", "max_tokens", b"max_tokens", "model", b"model", "resources", b"resources", "seed", b"seed", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_max_new_tokens", b"_max_new_tokens", "_max_samples", b"_max_samples", "_max_tokens", b"_max_tokens", "_seed", b"_seed", "base_model", b"base_model", "baseline", b"baseline", "batch_size", b"batch_size", "datasets", b"datasets", "max_new_tokens", b"max_new_tokens", "max_samples", b"max_samples", "max_tokens", b"max_tokens", "model", b"model", "resources", b"resources", "seed", b"seed", "slices", b"slices", "suites", b"suites", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
+    _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_samples: _TypeAlias = _typing.Literal["max_samples"]  # noqa: Y015
+    _WhichOneofArgType__max_samples: _TypeAlias = _typing.Literal["_max_samples", b"_max_samples"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["base_model", "model"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_new_tokens) -> _WhichOneofReturnType__max_new_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_samples) -> _WhichOneofReturnType__max_samples | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___EvaluationJobSpec: _TypeAlias = EvaluationJobSpec  # noqa: Y015
+
+@_typing.final
+class SuiteRef(_message.Message):
+    """A suite of the platform's registry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
+    version: _builtins.int
+    """Its version, 0 to 2^31 - 1; 0 means the newest at the job's start. Default 0."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+
+Global___SuiteRef: _TypeAlias = SuiteRef  # noqa: Y015
+
+@_typing.final
+class SliceSpec(_message.Message):
+    """A part of the data that is scored on its own as well: the rows where a field has a value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    EQUALS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What the slice is called, 1 to 64 characters of [a-z0-9.-], a letter or digit at both ends. Required."""
+    field: _builtins.str
+    """Name of a field at the top of a row, 1 to 64 characters of [a-zA-Z0-9_-], a letter first. Required."""
+    equals: _builtins.str
+    """The value it has, at most 200 characters without NUL. Default ""."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        field: _builtins.str = ...,
+        equals: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equals", b"equals", "field", b"field", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SliceSpec: _TypeAlias = SliceSpec  # noqa: Y015

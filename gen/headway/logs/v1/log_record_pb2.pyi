@@ -120,7 +120,7 @@ class LogLine(_message.Message):
     text: _builtins.str
     """The text, at most 16 KiB; longer lines are cut, which the text then says."""
     source: _builtins.str
-    """Where it came from: "runner", "stderr", "agent"."""
+    """Where it came from: "runner", "stderr", "agent". At most 64 characters."""
     def __init__(
         self,
         *,
@@ -171,10 +171,10 @@ class Progress(_message.Message):
     total_steps: _builtins.int
     """Steps in all."""
     phase: _builtins.str
-    """The phase: "train" or "evaluate"."""
+    """The phase: "train" or "evaluate". At most 64 characters."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Named values at this step: loss, learning_rate, grad_norm, tokens_per_second, … At most 64."""
+        """Named values at this step: loss, learning_rate, grad_norm, tokens_per_second, … At most 64, names of at most 128 characters."""
 
     def __init__(
         self,

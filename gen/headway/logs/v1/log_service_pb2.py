@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from headway.logs.v1 import log_record_pb2 as headway_dot_logs_dot_v1_dot_log__record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!headway/logs/v1/log_service.proto\x12\x0fheadway.logs.v1\x1a headway/logs/v1/log_record.proto\"a\n\x11\x41ppendLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12+\n\x07records\x18\x03 \x03(\x0b\x32\x1a.headway.logs.v1.LogRecord\"3\n\x12\x41ppendLogsResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\"u\n\x0fTailLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12,\n\tmin_level\x18\x04 \x01(\x0e\x32\x19.headway.logs.v1.LogLevel\"f\n\x10TailLogsResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.headway.logs.v1.LogRecord\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\"=\n\x15StreamProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\"l\n\x16StreamProgressResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.headway.logs.v1.LogRecord\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\x32\xa9\x02\n\nLogService\x12Y\n\nAppendLogs\x12\".headway.logs.v1.AppendLogsRequest\x1a#.headway.logs.v1.AppendLogsResponse(\x01\x30\x01\x12V\n\x08TailLogs\x12 .headway.logs.v1.TailLogsRequest\x1a!.headway.logs.v1.TailLogsResponse\"\x03\x90\x02\x01\x30\x01\x12h\n\x0eStreamProgress\x12&.headway.logs.v1.StreamProgressRequest\x1a\'.headway.logs.v1.StreamProgressResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!headway/logs/v1/log_service.proto\x12\x0fheadway.logs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a headway/logs/v1/log_record.proto\"a\n\x11\x41ppendLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12+\n\x07records\x18\x03 \x03(\x0b\x32\x1a.headway.logs.v1.LogRecord\"3\n\x12\x41ppendLogsResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\"\xcf\x01\n\x0fTailLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12,\n\tmin_level\x18\x04 \x01(\x0e\x32\x19.headway.logs.v1.LogLevel\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x0c\n\x04text\x18\x07 \x01(\t\x12)\n\x05since\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x10TailLogsResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.headway.logs.v1.LogRecord\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\"a\n\x15StreamProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\x12\x0f\n\x07metrics\x18\x03 \x03(\t\x12\x11\n\tfrom_step\x18\x04 \x01(\x03\"l\n\x16StreamProgressResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.headway.logs.v1.LogRecord\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\x32\xa9\x02\n\nLogService\x12Y\n\nAppendLogs\x12\".headway.logs.v1.AppendLogsRequest\x1a#.headway.logs.v1.AppendLogsResponse(\x01\x30\x01\x12V\n\x08TailLogs\x12 .headway.logs.v1.TailLogsRequest\x1a!.headway.logs.v1.TailLogsResponse\"\x03\x90\x02\x01\x30\x01\x12h\n\x0eStreamProgress\x12&.headway.logs.v1.StreamProgressRequest\x1a\'.headway.logs.v1.StreamProgressResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGSERVICE'].methods_by_name['TailLogs']._serialized_options = b'\220\002\001'
   _globals['_LOGSERVICE'].methods_by_name['StreamProgress']._loaded_options = None
   _globals['_LOGSERVICE'].methods_by_name['StreamProgress']._serialized_options = b'\220\002\001'
-  _globals['_APPENDLOGSREQUEST']._serialized_start=88
-  _globals['_APPENDLOGSREQUEST']._serialized_end=185
-  _globals['_APPENDLOGSRESPONSE']._serialized_start=187
-  _globals['_APPENDLOGSRESPONSE']._serialized_end=238
-  _globals['_TAILLOGSREQUEST']._serialized_start=240
-  _globals['_TAILLOGSREQUEST']._serialized_end=357
-  _globals['_TAILLOGSRESPONSE']._serialized_start=359
-  _globals['_TAILLOGSRESPONSE']._serialized_end=461
-  _globals['_STREAMPROGRESSREQUEST']._serialized_start=463
-  _globals['_STREAMPROGRESSREQUEST']._serialized_end=524
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=526
-  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=634
-  _globals['_LOGSERVICE']._serialized_start=637
-  _globals['_LOGSERVICE']._serialized_end=934
+  _globals['_APPENDLOGSREQUEST']._serialized_start=121
+  _globals['_APPENDLOGSREQUEST']._serialized_end=218
+  _globals['_APPENDLOGSRESPONSE']._serialized_start=220
+  _globals['_APPENDLOGSRESPONSE']._serialized_end=271
+  _globals['_TAILLOGSREQUEST']._serialized_start=274
+  _globals['_TAILLOGSREQUEST']._serialized_end=481
+  _globals['_TAILLOGSRESPONSE']._serialized_start=483
+  _globals['_TAILLOGSRESPONSE']._serialized_end=585
+  _globals['_STREAMPROGRESSREQUEST']._serialized_start=587
+  _globals['_STREAMPROGRESSREQUEST']._serialized_end=684
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_start=686
+  _globals['_STREAMPROGRESSRESPONSE']._serialized_end=794
+  _globals['_LOGSERVICE']._serialized_start=797
+  _globals['_LOGSERVICE']._serialized_end=1094
 # @@protoc_insertion_point(module_scope)

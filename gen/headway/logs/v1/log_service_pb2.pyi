@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from headway.logs.v1 import log_record_pb2 as _log_record_pb2
 import builtins as _builtins
@@ -34,7 +35,7 @@ class AppendLogsRequest(_message.Message):
     """The attempt that writes; a stale one is refused."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_log_record_pb2.LogRecord]:
-        """1 to 1,000 records in sequence."""
+        """1 to 1,000 records in sequence, at most 1 MiB."""
 
     def __init__(
         self,
@@ -83,14 +84,28 @@ class TailLogsRequest(_message.Message):
     START_CURSOR_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     MIN_LEVEL_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job. Required."""
     start_cursor: _builtins.str
-    """Resume after this cursor, exclusive. Empty: from the first record kept."""
+    """Resume after this cursor, exclusive; the filters must be those it came from. Empty: from the first record kept."""
     follow: _builtins.bool
     """Go on with new records until the job is final. Without it the stream ends after what is stored."""
     min_level: _log_record_pb2.LogLevel.ValueType
     """Only lines at least this serious. Unspecified: all."""
+    attempt: _builtins.int
+    """Only records of this attempt. 0: of all."""
+    source: _builtins.str
+    """Only lines from this source, at most 64 characters, and no measurements. Empty: from all."""
+    text: _builtins.str
+    """Only lines that hold this text as it stands, at most 1,000 characters, and no measurements. Empty: all."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only records made at or after this time, by the clock of the host that made them. Absent: all."""
+
     def __init__(
         self,
         *,
@@ -98,10 +113,14 @@ class TailLogsRequest(_message.Message):
         start_cursor: _builtins.str = ...,
         follow: _builtins.bool = ...,
         min_level: _log_record_pb2.LogLevel.ValueType = ...,
+        attempt: _builtins.int = ...,
+        source: _builtins.str = ...,
+        text: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "job_id", b"job_id", "min_level", b"min_level", "start_cursor", b"start_cursor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "follow", b"follow", "job_id", b"job_id", "min_level", b"min_level", "since", b"since", "source", b"source", "start_cursor", b"start_cursor", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -122,7 +141,9 @@ class TailLogsResponse(_message.Message):
     """The job is final and this was its last record."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_log_record_pb2.LogRecord]:
-        """The records in order; empty in a heartbeat."""
+        """The records in order, at most 500 and 32 KiB of them or a single longer one; empty in a heartbeat, of which there is one at
+        least every 10 seconds.
+        """
 
     def __init__(
         self,
@@ -147,19 +168,29 @@ class StreamProgressRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     START_CURSOR_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    FROM_STEP_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job. Required."""
     start_cursor: _builtins.str
-    """Resume after this cursor, exclusive."""
+    """Resume after this cursor, exclusive; the filters must be those it came from. Empty: from the first record kept."""
+    from_step: _builtins.int
+    """Only from this step on, 0 or more."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these metrics, at most 64 names of at most 128 characters; records that hold none of them are left out. Empty: all."""
+
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         start_cursor: _builtins.str = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        from_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "start_cursor", b"start_cursor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_step", b"from_step", "job_id", b"job_id", "metrics", b"metrics", "start_cursor", b"start_cursor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,7 +211,7 @@ class StreamProgressResponse(_message.Message):
     """The job is final and this was its last record."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_log_record_pb2.LogRecord]:
-        """Records whose body is `progress`."""
+        """Records whose body is `progress`, as many as in TailLogsResponse; empty in a heartbeat."""
 
     def __init__(
         self,

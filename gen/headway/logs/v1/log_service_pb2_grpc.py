@@ -66,6 +66,7 @@ class LogServiceServicer:
 
     def TailLogs(self, request, context):
         """A job's records, attempt after attempt, first what is stored and then, with `follow`, what comes until the job is final.
+        Some time after that they move to the object store, which a reader does not notice: cursors stay good.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class LogServiceStub:
     on from the last acknowledged sequence, and what the server already holds is skipped.
     """
     TailLogs: _grpc.UnaryStreamMultiCallable[_log_service_pb2.TailLogsRequest, _log_service_pb2.TailLogsResponse]
-    """A job's records, attempt after attempt, first what is stored and then, with `follow`, what comes until the job is final."""
+    """A job's records, attempt after attempt, first what is stored and then, with `follow`, what comes until the job is final.
+    Some time after that they move to the object store, which a reader does not notice: cursors stay good.
+    """
     StreamProgress: _grpc.UnaryStreamMultiCallable[_log_service_pb2.StreamProgressRequest, _log_service_pb2.StreamProgressResponse]
     """As TailLogs, and only the measurements."""
 
@@ -52,7 +54,9 @@ class LogServiceAsyncStub(LogServiceStub):
     on from the last acknowledged sequence, and what the server already holds is skipped.
     """
     TailLogs: _aio.UnaryStreamMultiCallable[_log_service_pb2.TailLogsRequest, _log_service_pb2.TailLogsResponse]  # type: ignore[assignment]
-    """A job's records, attempt after attempt, first what is stored and then, with `follow`, what comes until the job is final."""
+    """A job's records, attempt after attempt, first what is stored and then, with `follow`, what comes until the job is final.
+    Some time after that they move to the object store, which a reader does not notice: cursors stay good.
+    """
     StreamProgress: _aio.UnaryStreamMultiCallable[_log_service_pb2.StreamProgressRequest, _log_service_pb2.StreamProgressResponse]  # type: ignore[assignment]
     """As TailLogs, and only the measurements."""
 
@@ -75,7 +79,9 @@ class LogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _log_service_pb2.TailLogsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_log_service_pb2.TailLogsResponse], _abc.AsyncIterator[_log_service_pb2.TailLogsResponse]]:
-        """A job's records, attempt after attempt, first what is stored and then, with `follow`, what comes until the job is final."""
+        """A job's records, attempt after attempt, first what is stored and then, with `follow`, what comes until the job is final.
+        Some time after that they move to the object store, which a reader does not notice: cursors stay good.
+        """
 
     @_abc_1.abstractmethod
     def StreamProgress(
