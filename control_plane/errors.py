@@ -31,6 +31,15 @@ class Reason(StrEnum):
     SEQUENCE_GAP = "SEQUENCE_GAP"
     RESOURCE_NOT_FOUND = "RESOURCE_NOT_FOUND"
     EXCEEDS_MAXIMUM = "EXCEEDS_MAXIMUM"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    RATE_LIMITED = "RATE_LIMITED"
+    TOO_MANY_CALLS = "TOO_MANY_CALLS"
+    PROJECT_NOT_FOUND = "PROJECT_NOT_FOUND"
+    ETAG_MISMATCH = "ETAG_MISMATCH"
+    STILL_NEEDED = "STILL_NEEDED"
+    REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+    UNKNOWN_METHOD = "UNKNOWN_METHOD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +59,14 @@ class RefusedError(Exception):
         message: one sentence: what was wrong, where, what was expected, what to do.
         metadata: what varies in the message, so that nobody parses prose.
         violations: the fields at fault, for INVALID_FIELD.
+        retry_after_seconds: when trying again may help; None: nobody knows.
     """
 
     reason: Reason
     message: str
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     violations: Sequence[FieldViolation] = ()
+    retry_after_seconds: float | None = None
 
     def __str__(self) -> str:
         return self.message

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     JsonConfigSettingsSource,
@@ -71,6 +71,31 @@ class MlflowSettings(_Section):
     tracking_uri: str
 
 
+class TlsSettings(_Section):
+    """How the gRPC services prove who they are, and ask it of their callers. The files are read anew when they change."""
+
+    certificate_file: Path
+    """PEM: the server's certificate, then those between it and its CA."""
+    key_file: Path
+    """PEM: its private key."""
+    client_ca_file: Path | None = None
+    """PEM: CAs whose client certificates are believed; None: none are asked for."""
+    client_certificate_required: bool = False
+    """Whether the port refuses connections without a client certificate. If not, it asks for none: see the next."""
+    client_certificate_listen: str | None = None
+    """host:port of a second port, for callers with a client certificate; None: there is none."""
+
+    @model_validator(mode="after")
+    def _certificates_have_a_port_and_a_ca(self) -> Self:
+        wanted = self.client_certificate_required or self.client_certificate_listen is not None
+        if wanted != (self.client_ca_file is not None):
+            raise ValueError(
+                "client certificates take client_ca_file, and a port: client_certificate_required for the only one, or "
+                "client_certificate_listen for a second one; expected both or neither"
+            )
+        return self
+
+
 class ControlPlaneSettings(_Section):
     """Where the gRPC services are."""
 
@@ -82,6 +107,104 @@ class ControlPlaneSettings(_Section):
     """The longest a unary call may take, whatever its caller asks for."""
     stream_heartbeat_seconds: Seconds = 5.0
     """An idle stream sends its cursor this often; the contract says at least every 10 s."""
+    stream_stalled_seconds: Seconds = 30.0
+    """A stream whose reader takes no message for this long is cut."""
+    stream_seconds_max: Seconds = 86_400.0
+    """The longest a stream lives; its reader resumes with its cursor."""
+    event_retention_days: float = Field(default=90.0, gt=0)
+    """Events of final jobs older than this are kept no more."""
+    log_hot_seconds: Seconds = 300.0
+    """How long after its job is final a log stays in the database before it moves to the object store."""
+    tls: TlsSettings | None = None
+    """None: plain text, for a loopback address or behind a proxy that ends TLS."""
+    reflection: Literal["org_admins", "everyone"] = "org_admins"
+    """Who may ask the server for its contract: admins of the organisation, or every caller with a credential."""
+
+
+SignatureAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+class OidcSettings(_Section):
+    """Whose access tokens are believed (OpenID Connect; RFC 9068)."""
+
+    issuer: str
+    """Must equal the token's `iss` to the letter."""
+    audience: str
+    """Must be the token's only `aud`."""
+    jwks_url: Annotated[str, Field(pattern=r"\A(?:https://|http://(?:127\.0\.0\.1|localhost|\[::1\])[:/])")]
+    """Where the issuer's keys are (RFC 7517); https, but for a loopback address."""
+    algorithms: tuple[SignatureAlgorithm, ...] = ("RS256", "ES256")
+    """Signatures that are believed; there are asymmetric ones only."""
+    lifetime_seconds_max: Seconds = 86_400.0
+    """A token that lives longer is refused, whatever it says."""
+    leeway_seconds: float = Field(default=30.0, ge=0.0, le=300.0)
+    """By how much clocks may differ."""
+    keys_max_age_seconds: Seconds = 3_600.0
+    """Keys older than this are not believed when they cannot be fetched anew."""
+    keys_refetch_seconds: Seconds = 30.0
+    """Shortest time between two fetches, whatever tokens arrive."""
+
+
+class BootstrapToken(_Section):
+    """A token that exists from the first start on, so that somebody can make the others."""
+
+    name: Annotated[str, Field(pattern=r"\A[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?\z")]
+    role: Literal["ORG_ADMIN", "WORKER"]
+    secret_sha256: Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+    """SHA-256 of the whole token, in hex."""
+
+
+class IdentitySettings(_Section):
+    """Who is believed."""
+
+    secret_key: SecretStr = Field(min_length=32)
+    """Signs cursors and the credentials of attempts; equal on every replica, at least 32 characters of chance."""
+    bootstrap_tokens: tuple[BootstrapToken, ...] = ()
+    bootstrap_projects: tuple[Annotated[str, Field(pattern=r"\A[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\z")], ...] = ()
+    """Projects that exist from the first start on."""
+    oidc: OidcSettings | None = None
+    """None: service tokens and certificates only."""
+    cache_seconds: float = Field(default=30.0, gt=0.0, le=60.0)
+    """How long a verified credential and its roles are believed without looking again; at most 60."""
+    attempt_token_seconds: Seconds = 3_600.0
+    """How long the credential of an attempt lives."""
+
+
+class LimitsSettings(_Section):
+    """What one caller, and all together, may ask of one control plane process."""
+
+    calls_per_second: float = Field(default=2_000.0, gt=0)
+    """Unary calls of one principal, on average."""
+    calls_burst: int = Field(default=4_000, ge=1)
+    """Unary calls of one principal at once, after a pause."""
+    unary_calls_max: int = Field(default=1_000, ge=1)
+    """Unary calls under way, of all."""
+    unary_calls_per_principal: int = Field(default=256, ge=1)
+    """Unary calls under way, of one principal."""
+    streams_max: int = Field(default=4_000, ge=1)
+    """Open streams, of all."""
+    streams_per_principal: int = Field(default=2_000, ge=1)
+    """Open streams, of one principal."""
+
+
+class WebhookSettings(_Section):
+    """Where notifications may go."""
+
+    allow_http: bool = False
+    """Whether endpoints without TLS are allowed."""
+    private_hosts: tuple[str, ...] = ()
+    """Host names that may resolve to private addresses."""
+    tries_max: int = Field(default=8, ge=1, le=50)
+    """How often a notification is tried, with growing pauses."""
+
+
+class PriceSettings(_Section):
+    """What accelerators cost, for estimates."""
+
+    currency: Annotated[str, Field(pattern=r"\A[A-Z]{3}\z")] = "EUR"
+    """ISO 4217 code."""
+    micros_per_hour: dict[str, Annotated[int, Field(ge=0, le=10**9)]] = {}
+    """Millionths of the currency for one accelerator-hour, by kind."""
 
 
 class TelemetrySettings(_Section):
@@ -109,9 +232,26 @@ class SchedulerSettings(_Section):
     """Most jobs of one project that are admitted and not yet final."""
 
 
+class WorkerTlsSettings(_Section):
+    """How a worker recognises the control plane, and what it shows it."""
+
+    ca_file: Path | None = None
+    """PEM: the CAs of the control plane's certificate; None: those that gRPC brings."""
+    certificate_file: Path | None = None
+    """PEM: the worker's own certificate, for mutual TLS."""
+    key_file: Path | None = None
+    """PEM: its private key."""
+
+
 class WorkerSettings(_Section):
     """How workers run things."""
 
+    token: SecretStr | None = None
+    """The worker's service token, role WORKER; None: the certificate in `tls` says who it is."""
+    tls: WorkerTlsSettings | None = None
+    """How the control plane is dialled; None: plain text."""
+    allow_insecure: bool = False
+    """Whether the token may go to another machine in plain text: only inside a network that encrypts by itself."""
     name: str = "worker"
     """Stable across restarts, unique in the cluster; [a-z0-9-]."""
     scratch_dir: Path = Path(".headway/scratch")
@@ -140,6 +280,10 @@ class Settings(BaseSettings):
     s3: S3Settings | None = None
     mlflow: MlflowSettings | None = None
     control_plane: ControlPlaneSettings | None = None
+    identity: IdentitySettings | None = None
+    limits: LimitsSettings = LimitsSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    prices: PriceSettings = PriceSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     worker: WorkerSettings = WorkerSettings()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 
 import structlog
-from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from opentelemetry import trace
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from control_plane.errors import Reason, RefusedError
+from control_plane.errors import FieldViolation, Reason, RefusedError
 from control_plane.jobs.states import IllegalTransitionError
 
 DOMAIN = "headway"
@@ -38,7 +40,23 @@ _CODES: dict[Reason, int] = {
     Reason.SEQUENCE_GAP: code_pb2.FAILED_PRECONDITION,
     Reason.RESOURCE_NOT_FOUND: code_pb2.NOT_FOUND,
     Reason.EXCEEDS_MAXIMUM: code_pb2.INVALID_ARGUMENT,
+    Reason.UNAUTHENTICATED: code_pb2.UNAUTHENTICATED,
+    Reason.PERMISSION_DENIED: code_pb2.PERMISSION_DENIED,
+    Reason.RATE_LIMITED: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.TOO_MANY_CALLS: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.PROJECT_NOT_FOUND: code_pb2.NOT_FOUND,
+    Reason.ETAG_MISMATCH: code_pb2.ABORTED,
+    Reason.STILL_NEEDED: code_pb2.FAILED_PRECONDITION,
+    Reason.REQUEST_TOO_LARGE: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.UNKNOWN_METHOD: code_pb2.UNIMPLEMENTED,
 }
+
+_QUOTAS = frozenset({Reason.RATE_LIMITED, Reason.TOO_MANY_CALLS})
+
+# A status is sent twice over, as text and as details in base64, and peers take 8 KiB of headers in all.
+_MESSAGE_CHARACTERS = 800
+_VALUE_CHARACTERS = 400
+_VIOLATIONS_BYTES = 3_000
 
 _log = structlog.get_logger()
 
@@ -73,35 +91,76 @@ def as_refusal(error: Exception) -> RefusedError:
     )
 
 
+def status_code(reason: Reason) -> int:
+    """The number of the gRPC status code that a reason goes with."""
+    return _CODES[reason]
+
+
+def code_name(reason: Reason) -> str:
+    """The name of the gRPC status code that a reason goes with."""
+    return code_pb2.Code.Name(code_pb2.Code.ValueType(_CODES[reason]))
+
+
 def to_status(refusal: RefusedError) -> status_pb2.Status:
-    """The google.rpc.Status of a refusal: one ErrorInfo, and the details that go with its reason."""
-    info = error_details_pb2.ErrorInfo(reason=str(refusal.reason), domain=DOMAIN, metadata=dict(refusal.metadata))
-    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.PreconditionFailure] = [info]
-    if refusal.violations:
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=violation.path, description=violation.description)
-                    for violation in refusal.violations
-                ]
-            )
-        )
-    if refusal.reason is Reason.ILLEGAL_TRANSITION:
-        details.append(
-            error_details_pb2.PreconditionFailure(
-                violations=[
-                    error_details_pb2.PreconditionFailure.Violation(
-                        type="STATE", subject=refusal.metadata["state"], description=refusal.message
-                    )
-                ]
-            )
-        )
-    status = status_pb2.Status(code=_CODES[refusal.reason], message=refusal.message)
-    for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
+    """The google.rpc.Status of a refusal: one ErrorInfo, and the details that go with its reason.
+
+    It travels in a header, of which peers take few kilobytes: what is too long is cut, and said to be.
+    """
+    message = _cut(refusal.message, _MESSAGE_CHARACTERS)
+    metadata = {name: _cut(value, _VALUE_CHARACTERS) for name, value in refusal.metadata.items()}
+    status = status_pb2.Status(code=_CODES[refusal.reason], message=message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=str(refusal.reason), domain=DOMAIN, metadata=metadata))
+    for detail in _details(refusal, message, metadata):
+        status.details.add().Pack(detail)
     return status
+
+
+def _details(refusal: RefusedError, message: str, metadata: Mapping[str, str]) -> Iterator[Message]:
+    if refusal.violations:
+        yield _bad_request(refusal.violations)
+    if refusal.reason is Reason.ILLEGAL_TRANSITION:
+        yield error_details_pb2.PreconditionFailure(
+            violations=[
+                error_details_pb2.PreconditionFailure.Violation(
+                    type="STATE", subject=metadata.get("state", ""), description=message
+                )
+            ]
+        )
+    if refusal.reason in _QUOTAS:
+        yield error_details_pb2.QuotaFailure(
+            violations=[
+                error_details_pb2.QuotaFailure.Violation(
+                    subject=metadata.get("subject", ""),
+                    description=message,
+                    api_service=DOMAIN,
+                    quota_id=metadata.get("limit", ""),
+                    quota_value=int(float(metadata.get("value", "0"))),
+                )
+            ]
+        )
+    if refusal.retry_after_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromTimedelta(timedelta(seconds=refusal.retry_after_seconds))
+        yield retry
+
+
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
+    detail = error_details_pb2.BadRequest()
+    left = _VIOLATIONS_BYTES
+    for number, violation in enumerate(violations):
+        path, description = _cut(violation.path, _VALUE_CHARACTERS), _cut(violation.description, _VALUE_CHARACTERS)
+        left -= len(path.encode()) + len(description.encode()) + 8
+        if left < 0 and number:
+            detail.field_violations.add(
+                field=path, description=f"and {len(violations) - number:,} more fields are at fault; mend these first"
+            )
+            break
+        detail.field_violations.add(field=path, description=description)
+    return detail
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _is_database_outage(error: Exception) -> bool:
