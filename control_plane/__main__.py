@@ -19,9 +19,13 @@ def main() -> None:
 
         upgrade(require(settings.postgres, "postgres", "control_plane migrate").dsn.get_secret_value())
     else:
+        import uvloop  # noqa: PLC0415 - as below
+
         from control_plane.app import serve  # noqa: PLC0415 - a migration needs no gRPC
 
-        asyncio.run(serve(settings))
+        # A sixth more calls per second than with asyncio's own loop.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
 
 
 if __name__ == "__main__":

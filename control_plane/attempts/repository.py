@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.attempts.fence import lock_current, lock_leased
 from control_plane.db.events import EventType, append_event, notify
-from control_plane.db.leases import end_lease, end_open_leases
+from control_plane.db.leases import OUTCOME_PREEMPTED, end_lease, end_open_leases
 from control_plane.db.tables import CHANNEL_SCHEDULER, checkpoints, job_events, jobs, leases, outbox
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs import states
@@ -128,20 +128,37 @@ async def renew_lease(
     return renewed, lease_seconds
 
 
-async def release_lease(connection: AsyncConnection, lease_id: str, job_id: str, outcome: str) -> int:
+async def release_lease(
+    connection: AsyncConnection, lease_id: str, job_id: str, attempt: int, outcome: str, reason: str = ""
+) -> int:
     """Ends a lease, or withdraws its request; returns the accelerator-milliseconds it used. A repeat changes nothing.
 
+    Args:
+        connection: a connection in a transaction.
+        lease_id: the lease.
+        job_id: its job.
+        attempt: the attempt that asks. What a later one holds is not its to give back.
+        outcome: how the work under it ended, as `end_lease` says.
+        reason: why, in words, when it was lost or preempted.
+
     Raises:
-        RefusedError: there is no such lease of this job.
+        RefusedError: there is no such lease of this job, or a later attempt holds it.
     """
-    owned = select(leases.c.lease_id).where(leases.c.lease_id == lease_id, leases.c.job_id == job_id)
-    if (await connection.execute(owned)).first() is None:
+    owned = select(leases.c.state, leases.c.attempt).where(leases.c.lease_id == lease_id, leases.c.job_id == job_id)
+    lease = (await connection.execute(owned)).one_or_none()
+    if lease is not None and lease.state == "GRANTED" and lease.attempt > attempt:
+        raise RefusedError(
+            Reason.STALE_ATTEMPT,
+            f"attempt {attempt} of job {job_id} may write no more: lease {lease_id} is held by attempt {lease.attempt}; stop",
+            {"job_id": job_id, "attempt": str(attempt), "current_attempt": str(lease.attempt)},
+        )
+    if lease is None:
         raise RefusedError(
             Reason.LEASE_NOT_HELD,
             f"job {job_id} has no lease {lease_id}; release the lease that was asked for",
             {"lease_id": lease_id, "state": "UNKNOWN"},
         )
-    await end_lease(connection, lease_id, outcome)
+    await end_lease(connection, lease_id, outcome, reason)
     used = await connection.execute(select(leases.c.accelerator_ms).where(leases.c.lease_id == lease_id))
     return int(used.scalar_one())
 
@@ -218,6 +235,22 @@ async def record_resume(
         phase=JobPhase.TRAIN,
         detail={"step": step, "damaged_steps": list(damaged_steps)},
     )
+
+
+async def confirm_pause(connection: AsyncConnection, job_id: str, attempt: int, pause: int) -> JobState:
+    """Moves a job whose workflow holds still to PAUSED, and ends what leases it still has; returns the state it is in then.
+
+    A repeat changes nothing, nor does the confirmation of a pause that was taken back, or that another one followed.
+    """
+    job = await lock_current(connection, job_id, attempt, open_only=False)
+    current = JobState(job["state"])
+    if current is not JobState.PAUSING or job["pauses"] != pause:
+        return current
+    await end_open_leases(connection, job_id, OUTCOME_PREEMPTED, "the job is paused")
+    paused = states.apply(current, states.CONFIRM_PAUSE)
+    await append_event(connection, job_id, EventType.STATE_CHANGED, state=paused)
+    await notify(connection, CHANNEL_SCHEDULER)
+    return paused
 
 
 async def finish_job(

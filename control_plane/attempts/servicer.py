@@ -9,13 +9,16 @@ import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from control_plane.attempts import repository
+from control_plane.call import current_call
 from control_plane.db.engine import in_transaction
+from control_plane.db.mutations import audited
 from control_plane.errors import invalid_field
 from control_plane.jobs.convert import failure_from_proto
 from control_plane.jobs.spec import AcceleratorKind, Sha256Hex
 from control_plane.jobs.states import JobPhase, JobState
 from control_plane.rpc import pages
 from control_plane.rpc.convert import identifier, plain, timestamp, validated_value
+from control_plane.rpc.text import require_text
 from headway.attempts.v1 import attempt_service_pb2 as pb
 from headway.attempts.v1 import attempt_service_pb2_grpc
 from headway.jobs.v1 import job_pb2
@@ -23,7 +26,15 @@ from headway.jobs.v1 import job_pb2
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _T = TypeVar("_T")
 
-_OUTCOMES = ("completed", "failed", "cancelled", "lost")
+_OUTCOMES = ("completed", "failed", "cancelled", "lost", "preempted")
+_REASON_MAX = 1_000
+
+
+_FINAL_STATES = {
+    int(job_pb2.JOB_STATE_SUCCEEDED): JobState.SUCCEEDED,
+    int(job_pb2.JOB_STATE_FAILED): JobState.FAILED,
+    int(job_pb2.JOB_STATE_CANCELLED): JobState.CANCELLED,
+}
 
 
 class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
@@ -34,7 +45,7 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
         self._lease_seconds = lease_seconds
 
     async def _run(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
-        return await in_transaction(self._engine, work)
+        return await audited(self._engine, work)
 
     async def StartPhase(self, request: pb.StartPhaseRequest, context: _Context) -> pb.StartPhaseResponse:  # noqa: N802 - gRPC's name
         """A phase begins."""
@@ -78,8 +89,10 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
         """Keeps a lease alive."""
         del context
         lease_id, job_id = identifier(request.lease_id, "lease_id"), identifier(request.job_id, "job_id")
-        expires_at, remaining = await self._run(
-            lambda connection: repository.renew_lease(connection, lease_id, job_id, request.attempt, self._lease_seconds)
+        # A heartbeat: it has no record of its own.
+        expires_at, remaining = await in_transaction(
+            self._engine,
+            lambda connection: repository.renew_lease(connection, lease_id, job_id, request.attempt, self._lease_seconds),
         )
         return pb.RenewLeaseResponse(expire_time=timestamp(expires_at), remaining_seconds=remaining)
 
@@ -89,7 +102,11 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
         lease_id, job_id = identifier(request.lease_id, "lease_id"), identifier(request.job_id, "job_id")
         if request.outcome not in _OUTCOMES:
             raise invalid_field("outcome", f"is {request.outcome!r}; expected one of {', '.join(_OUTCOMES)}")
-        used = await self._run(lambda connection: repository.release_lease(connection, lease_id, job_id, request.outcome))
+        require_text({"reason": (request.reason, _REASON_MAX)})
+        attempt = _calling_attempt()
+        used = await self._run(
+            lambda connection: repository.release_lease(connection, lease_id, job_id, attempt, request.outcome, request.reason)
+        )
         return pb.ReleaseLeaseResponse(accelerator_seconds=used / 1_000)
 
     async def CommitCheckpoint(  # noqa: N802 - gRPC's name
@@ -129,6 +146,8 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
         """An attempt goes on from a checkpoint."""
         del context
         job_id = identifier(request.job_id, "job_id")
+        if request.step < 0:
+            raise invalid_field("step", f"is {request.step}; expected 0 for the beginning, or a step")
         if len(request.damaged_steps) > 100:
             raise invalid_field("damaged_steps", f"holds {len(request.damaged_steps)}; expected at most 100")
         await self._run(
@@ -138,20 +157,37 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
         )
         return pb.RecordResumeResponse()
 
+    async def ConfirmPause(self, request: pb.ConfirmPauseRequest, context: _Context) -> pb.ConfirmPauseResponse:  # noqa: N802 - gRPC's name
+        """The job holds still."""
+        del context
+        job_id = identifier(request.job_id, "job_id")
+        if request.pause < 1:
+            raise invalid_field("pause", f"is {request.pause}; expected at least 1")
+        state = await self._run(lambda connection: repository.confirm_pause(connection, job_id, request.attempt, request.pause))
+        return pb.ConfirmPauseResponse(state=job_pb2.JobState.Value(f"JOB_STATE_{state}"))
+
     async def FinishJob(self, request: pb.FinishJobRequest, context: _Context) -> pb.FinishJobResponse:  # noqa: N802 - gRPC's name
         """Ends a job."""
         del context
         job_id = identifier(request.job_id, "job_id")
-        name = job_pb2.JobState.Name(request.state).removeprefix("JOB_STATE_")
-        if name not in {"SUCCEEDED", "FAILED", "CANCELLED"}:
-            raise invalid_field("state", f"is {name}; expected SUCCEEDED, FAILED or CANCELLED")
-        failure = failure_from_proto(request.failure) if request.HasField("failure") else None
-        if (name == "FAILED") != (failure is not None):
+        target = _FINAL_STATES.get(request.state)
+        if target is None:
+            raise invalid_field("state", f"is {request.state}; expected JOB_STATE_SUCCEEDED, FAILED or CANCELLED")
+        if (target is JobState.FAILED) != request.HasField("failure"):
             raise invalid_field("failure", "expected to be set exactly when state is FAILED")
-        state = await self._run(
-            lambda connection: repository.finish_job(connection, job_id, request.attempt, JobState(name), failure)
-        )
+        if request.HasField("failure") and request.failure.kind not in job_pb2.FailureKind.values()[1:]:
+            raise invalid_field("failure.kind", f"is {request.failure.kind}; expected a FailureKind")
+        failure = failure_from_proto(request.failure) if request.HasField("failure") else None
+        state = await self._run(lambda connection: repository.finish_job(connection, job_id, request.attempt, target, failure))
         return pb.FinishJobResponse(state=job_pb2.JobState.Value(f"JOB_STATE_{state}"))
+
+
+def _calling_attempt() -> int:
+    """The number of the attempt whose credential the call was made with."""
+    bound = current_call().principal.attempt
+    if bound is None:
+        raise AssertionError("unreachable: the policy lets only attempts call this")
+    return bound.attempt
 
 
 def _phase(value: int) -> JobPhase:

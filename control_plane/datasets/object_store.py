@@ -1,15 +1,20 @@
-"""The object store as the control plane needs it: presigned uploads, and whether an object is there. It never reads bytes."""
+"""The object store as the control plane needs it: presigned uploads, whether an object is there, and archives of its own logs.
+
+Of what others put there it reads nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from control_plane.errors import Reason, RefusedError, invalid_field
 from control_plane.settings import S3Settings
@@ -85,6 +90,38 @@ class ObjectStore:
         except BotoCoreError as error:
             raise _unavailable(error) from error
         return int(head["ContentLength"])
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Stores bytes; the store checks that they arrive as they were sent.
+
+        Raises:
+            RefusedError: the store does not answer, or refuses.
+        """
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        try:
+            await asyncio.to_thread(self._client.put_object, Bucket=self._bucket, Key=key, Body=data, ChecksumSHA256=checksum)
+        except (ClientError, BotoCoreError) as error:
+            raise _unavailable(error) from error
+
+    async def get(self, key: str, size_bytes: int) -> bytes | None:
+        """The bytes of an object, or None if there is none. Of an object that is longer than expected, one byte more is read.
+
+        Raises:
+            RefusedError: the store does not answer.
+        """
+
+        def read() -> bytes:
+            return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read(size_bytes + 1)
+
+        try:
+            return await asyncio.to_thread(read)
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                return None
+            raise _unavailable(error) from error
+        # urllib3's errors come through while a body is read.
+        except (BotoCoreError, HTTPError) as error:
+            raise _unavailable(error) from error
 
     async def require(self, uri: str, size_bytes: int, field: str) -> None:
         """Refuses a URI whose object is absent or of another size.

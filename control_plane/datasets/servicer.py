@@ -10,14 +10,16 @@ from sqlalchemy import RowMapping, func, select
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from control_plane.call import current_call
 from control_plane.datasets.object_store import ObjectStore, blob_key
-from control_plane.db import idempotency
-from control_plane.db.engine import in_transaction
+from control_plane.db.mutations import audited, once
 from control_plane.db.tables import datasets
 from control_plane.errors import invalid_field
 from control_plane.jobs.spec import ProjectName, ResourceName, Sha256Hex, canonical_sha256
+from control_plane.projects.repository import require_open
 from control_plane.rpc import pages
 from control_plane.rpc.convert import identifier, timestamp, to_fields, validated_value
+from control_plane.rpc.pages import Cursors
 from control_plane.rpc.text import require_text
 from headway.datasets.v1 import dataset_service_pb2 as pb
 from headway.datasets.v1 import dataset_service_pb2_grpc
@@ -31,8 +33,9 @@ SIZE_BYTES_MAX = 5 * 2**30
 class DatasetServicer(dataset_service_pb2_grpc.DatasetServiceServicer):
     """Datasets: immutable bytes with a name, a hash and a licence."""
 
-    def __init__(self, engine: AsyncEngine, store: ObjectStore) -> None:
+    def __init__(self, engine: AsyncEngine, cursors: Cursors, store: ObjectStore) -> None:
         self._engine = engine
+        self._cursors = cursors
         self._store = store
 
     async def CreateUpload(self, request: pb.CreateUploadRequest, context: _Context) -> pb.CreateUploadResponse:  # noqa: N802 - gRPC's name
@@ -42,6 +45,9 @@ class DatasetServicer(dataset_service_pb2_grpc.DatasetServiceServicer):
         sha256 = validated_value(Sha256Hex, request.sha256, "sha256")
         _require_size(request.size_bytes, "size_bytes")
         key = blob_key(project, sha256)
+        current_call().object = self._store.uri(key)
+        # The URL is a right to write: who was given one is on record before they have it.
+        await audited(self._engine, lambda connection: require_open(connection, project))
         if await self._store.size(key) == request.size_bytes:
             return pb.CreateUploadResponse(uri=self._store.uri(key))
         upload = self._store.presign_upload(key, sha256, request.size_bytes)
@@ -69,12 +75,11 @@ class DatasetServicer(dataset_service_pb2_grpc.DatasetServiceServicer):
         await self._store.require(uri, dataset.size_bytes, "dataset.uri")
         content = canonical_sha256({"method": "RegisterDataset", **to_fields(dataset), "uri": uri})
 
+        current_call().object = dataset.name
+
+        # Once: a late repeat does not point the name back to old bytes.
         async def register(connection: AsyncConnection) -> pb.RegisterDatasetResponse:
-            key = (project, request_id, "RegisterDataset", content)
-            # First, so that a late repeat does not point the name back to old bytes.
-            earlier = await idempotency.find_response(connection, *key)
-            if earlier is not None:
-                return pb.RegisterDatasetResponse.FromString(earlier)
+            await require_open(connection, project)
             await connection.execute(
                 insert(datasets)
                 .values(
@@ -93,11 +98,9 @@ class DatasetServicer(dataset_service_pb2_grpc.DatasetServiceServicer):
                 )
             )
             stored = await _newest(connection, project, dataset.name)
-            response = pb.RegisterDatasetResponse(dataset=_to_proto(stored))
-            earlier = await idempotency.store_response(connection, *key, response.SerializeToString())
-            return response if earlier is None else pb.RegisterDatasetResponse.FromString(earlier)
+            return pb.RegisterDatasetResponse(dataset=_to_proto(stored))
 
-        return await in_transaction(self._engine, register)
+        return await once(self._engine, project, request_id, content, pb.RegisterDatasetResponse, register)
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: _Context) -> pb.ListDatasetsResponse:  # noqa: N802 - gRPC's name
         """A project's datasets by name, each as its name means now."""
@@ -105,7 +108,7 @@ class DatasetServicer(dataset_service_pb2_grpc.DatasetServiceServicer):
         project = validated_value(ProjectName, request.project, "project")
         size = pages.page_size(request.page_size, default=50, maximum=1_000)
         query = ["ListDatasets", project]
-        after = pages.decode(request.page_token, query, (str,), "page_token")
+        after = self._cursors.decode(request.page_token, query, (str,), "page_token")
         statement = select(datasets).where(datasets.c.project == project)
         if after is not None:
             statement = statement.where(datasets.c.name > after[0])
@@ -117,7 +120,7 @@ class DatasetServicer(dataset_service_pb2_grpc.DatasetServiceServicer):
         async with self._engine.connect() as connection:
             rows = (await connection.execute(statement)).mappings().all()
         page = rows[:size]
-        token = pages.encode(query, [page[-1]["name"]]) if len(rows) > size else ""
+        token = self._cursors.encode(query, [page[-1]["name"]]) if len(rows) > size else ""
         return pb.ListDatasetsResponse(datasets=map(_to_proto, page), next_page_token=token)
 
 

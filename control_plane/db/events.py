@@ -7,15 +7,19 @@ earlier: the job row's counter, incremented under its lock, numbers the job's ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.db.tables import CHANNEL_EVENTS_POSITIONED, CHANNEL_EVENTS_WRITTEN, event_log_head, job_events, jobs
-from control_plane.jobs.states import JobPhase, JobState
+from control_plane.db.tables import CHANNEL_EVENTS_POSITIONED, CHANNEL_EVENTS_WRITTEN, event_log_head
+from control_plane.jobs.states import FINAL_STATES, JobPhase, JobState
+from control_plane.webhooks.outbox import enqueue
 
 
 class EventType(StrEnum):
@@ -31,6 +35,50 @@ class EventType(StrEnum):
     CHECKPOINT_COMMITTED = "CHECKPOINT_COMMITTED"
     RESUMED = "RESUMED"
     ATTEMPT_LOST = "ATTEMPT_LOST"
+    UPDATED = "UPDATED"
+    PREEMPTION_REQUESTED = "PREEMPTION_REQUESTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """What happened to one of many jobs.
+
+    Attributes:
+        job_id: the job; it must exist.
+        detail: what there is to know, as JSON values.
+        state: the job's new state, which is stored on the job too; None: unchanged.
+    """
+
+    job_id: str
+    detail: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    state: JobState | None = None
+
+
+# One statement however many jobs: their rows are changed, and give their events what only they know. A job that moves waits no
+# more.
+_APPEND = text(
+    """
+    WITH given AS (
+        SELECT job_id, state, detail::jsonb AS detail
+        FROM unnest(CAST(:job_ids AS uuid[]), CAST(:states AS text[]), CAST(:details AS text[]))
+            AS given (job_id, state, detail)
+    ), changed AS (
+        UPDATE jobs
+        SET event_sequence = event_sequence + 1, version = version + 1, updated_at = now(),
+            state = coalesce(given.state, jobs.state),
+            ended_at = CASE WHEN given.state = ANY(CAST(:final AS text[])) THEN now() ELSE ended_at END,
+            waiting_reason = CASE WHEN given.state IS NULL THEN waiting_reason ELSE '' END
+        FROM given WHERE jobs.job_id = given.job_id
+        RETURNING jobs.job_id, project, job_set, event_sequence, jobs.state, attempt, given.detail
+    )
+    INSERT INTO job_events (job_id, project, job_set, sequence, type, state, phase, attempt, detail)
+    SELECT job_id, project, job_set, event_sequence, :type, state, CAST(:phase AS text),
+        coalesce(CAST(:attempt AS int), attempt), detail
+    FROM changed
+    RETURNING sequence
+    """
+)
+_FINAL = sorted(FINAL_STATES)
 
 
 async def append_event(
@@ -56,38 +104,43 @@ async def append_event(
         detail: what else there is to know, as JSON values.
         state: the job's new state, which is stored on the job too; None: unchanged.
     """
-    changes: dict[str, Any] = {
-        "event_sequence": jobs.c.event_sequence + 1,
-        "version": jobs.c.version + 1,
-        "updated_at": func.now(),
-    }
-    if state is not None:
-        changes["state"] = str(state)
-        if JobState(state).final:
-            changes["ended_at"] = func.now()
-            changes["waiting_reason"] = ""
-    job = (
-        await connection.execute(
-            update(jobs)
-            .where(jobs.c.job_id == job_id)
-            .values(**changes)
-            .returning(jobs.c.event_sequence, jobs.c.project, jobs.c.state, jobs.c.attempt)
-        )
-    ).one()
-    await connection.execute(
-        insert(job_events).values(
-            job_id=job_id,
-            project=job.project,
-            sequence=job.event_sequence,
-            type=str(event_type),
-            state=job.state,
-            phase=None if phase is None else str(phase),
-            attempt=job.attempt if attempt is None else attempt,
-            detail=dict(detail or {}),
-        )
+    happening = Happening(job_id, detail or {}, None if state is None else JobState(state))
+    [sequence] = await _append(connection, event_type, [happening], phase, attempt)
+    return sequence
+
+
+async def append_events(connection: AsyncConnection, event_type: EventType, happenings: Sequence[Happening]) -> None:
+    """Appends one event of a type to each of many jobs, as `append_event` does, in one statement. No job may be named twice."""
+    if happenings:
+        await _append(connection, event_type, happenings, None, None)
+
+
+async def _append(
+    connection: AsyncConnection,
+    event_type: EventType,
+    happenings: Sequence[Happening],
+    phase: JobPhase | str | None,
+    attempt: int | None,
+) -> Sequence[int]:
+    appended = await connection.execute(
+        _APPEND,
+        {
+            "job_ids": [happening.job_id for happening in happenings],
+            "states": [None if happening.state is None else str(happening.state) for happening in happenings],
+            "details": [json.dumps(dict(happening.detail)) for happening in happenings],
+            "type": str(event_type),
+            "phase": None if phase is None else str(phase),
+            "attempt": attempt,
+            "final": _FINAL,
+        },
     )
+    sequences = appended.scalars().all()
+    if len(sequences) != len(happenings):
+        raise NoResultFound(f"{event_type} was to be appended to {len(happenings)} jobs, of which {len(sequences)} exist")
     await notify(connection, CHANNEL_EVENTS_WRITTEN)
-    return int(job.event_sequence)
+    if ended := [happening.job_id for happening in happenings if happening.state in FINAL_STATES]:
+        await enqueue(connection, ended)
+    return sequences
 
 
 async def notify(connection: AsyncConnection, channel: str, payload: str = "") -> None:
@@ -95,29 +148,33 @@ async def notify(connection: AsyncConnection, channel: str, payload: str = "") -
     await connection.execute(select(func.pg_notify(channel, payload)))
 
 
-async def assign_positions(connection: AsyncConnection, limit: int = 10_000) -> int:
+_ASSIGN = text(
+    f"""
+    WITH pending AS (
+        SELECT event_id, row_number() OVER (ORDER BY event_id) AS rank
+        FROM (SELECT event_id FROM job_events WHERE position IS NULL ORDER BY event_id LIMIT :limit) AS oldest
+    ), assigned AS (
+        UPDATE job_events SET position = :head + pending.rank
+        FROM pending WHERE job_events.event_id = pending.event_id
+        RETURNING 1
+    ), counted AS (
+        SELECT count(*) AS events FROM assigned
+    ), moved AS (
+        UPDATE event_log_head SET position = position + counted.events FROM counted WHERE counted.events > 0
+        RETURNING pg_notify('{CHANNEL_EVENTS_POSITIONED}', '')
+    )
+    SELECT events FROM counted LEFT JOIN moved ON true
+    """  # noqa: S608 - a constant
+)
+POSITIONS_PER_ROUND = 10_000
+"""Most positions given in one transaction."""
+
+
+async def assign_positions(connection: AsyncConnection, limit: int = POSITIONS_PER_ROUND) -> int:
     """Gives the next positions to at most `limit` committed events, in the order they were inserted; returns how many.
 
     The lock on the head row is the fence: of several replicas one assigns at a time, and each begins where the last ended.
     """
     # The lock is a statement of its own, so that the next one's snapshot is taken after it is held.
     head = (await connection.execute(select(event_log_head.c.position).with_for_update())).scalar_one()
-    assigned = (
-        await connection.execute(
-            text(
-                """
-                WITH pending AS (
-                    SELECT event_id, row_number() OVER (ORDER BY event_id) AS rank
-                    FROM (SELECT event_id FROM job_events WHERE position IS NULL ORDER BY event_id LIMIT :limit) AS oldest
-                )
-                UPDATE job_events SET position = :head + pending.rank
-                FROM pending WHERE job_events.event_id = pending.event_id
-                """
-            ),
-            {"limit": limit, "head": head},
-        )
-    ).rowcount
-    if assigned:
-        await connection.execute(update(event_log_head).values(position=head + assigned))
-        await notify(connection, CHANNEL_EVENTS_POSITIONED)
-    return assigned
+    return int((await connection.execute(_ASSIGN, {"limit": limit, "head": head})).scalar_one())

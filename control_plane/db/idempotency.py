@@ -6,19 +6,46 @@ effect. Kept for 30 days (`purge_idempotency_keys`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import delete, func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.db.tables import idempotency_keys
 from control_plane.errors import Reason, RefusedError
 
 RETENTION = timedelta(days=30)
+PRIMARY_KEY = "pk_idempotency_keys"
+"""Name of the constraint that a second row for one request breaks."""
 
 
-async def find_response(connection: AsyncConnection, project: str, request_id: str, method: str, sha256: str) -> bytes | None:
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What a repeat is recognised by: who asks, where, with which id; and what was asked, which must be the same."""
+
+    project: str
+    principal: str
+    request_id: str
+    method: str
+    sha256: str
+
+    def require_same(self, method: str, sha256: str) -> None:
+        """Holds this request against the one that used its id first.
+
+        Raises:
+            RefusedError: it was another request.
+        """
+        if method != self.method or sha256 != self.sha256:
+            raise RefusedError(
+                Reason.REQUEST_ID_REUSED,
+                f"request id {self.request_id} was used before, by {method} with another body; send a new request id with a new"
+                " request",
+                {"request_id": self.request_id, "method": method},
+            )
+
+
+async def find_response(connection: AsyncConnection, key: RequestKey) -> bytes | None:
     """The response stored for this request, or None if it is new.
 
     Raises:
@@ -28,40 +55,28 @@ async def find_response(connection: AsyncConnection, project: str, request_id: s
     row = (
         await connection.execute(
             select(keys.method, keys.request_sha256, keys.response).where(
-                keys.project == project, keys.request_id == request_id
+                keys.project == key.project, keys.principal == key.principal, keys.request_id == key.request_id
             )
         )
     ).one_or_none()
     if row is None:
         return None
-    if row.method != method or row.request_sha256 != sha256:
-        raise RefusedError(
-            Reason.REQUEST_ID_REUSED,
-            f"request id {request_id} was used before, by {row.method} with another body; send a new request id with a new"
-            " request",
-            {"request_id": request_id, "method": row.method},
-        )
+    key.require_same(row.method, row.request_sha256)
     return bytes(row.response)
 
 
-async def store_response(
-    connection: AsyncConnection, project: str, request_id: str, method: str, sha256: str, response: bytes
-) -> bytes | None:
-    """Claims the request id for this request; returns None, or the response of whoever claimed it first.
-
-    Of callers at the same time the later wait for the first one's transaction, and then find its row.
-
-    Raises:
-        RefusedError: the id was claimed for another request.
-    """
-    claimed = await connection.execute(
-        insert(idempotency_keys)
-        .values(project=project, request_id=request_id, method=method, request_sha256=sha256, response=response)
-        .on_conflict_do_nothing(index_elements=["project", "request_id"])
+async def store_response(connection: AsyncConnection, key: RequestKey, response: bytes) -> None:
+    """Keeps the response of a request that is new; the caller holds the lock on its id."""
+    await connection.execute(
+        insert(idempotency_keys).values(
+            project=key.project,
+            principal=key.principal,
+            request_id=key.request_id,
+            method=key.method,
+            request_sha256=key.sha256,
+            response=response,
+        )
     )
-    if claimed.rowcount == 1:
-        return None
-    return await find_response(connection, project, request_id, method, sha256)
 
 
 async def purge_idempotency_keys(connection: AsyncConnection) -> int:

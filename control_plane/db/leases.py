@@ -15,6 +15,7 @@ from control_plane.db.tables import CHANNEL_SCHEDULER, jobs, leases
 
 OUTCOME_LOST = "lost"
 OUTCOME_REFUSED = "refused"
+OUTCOME_PREEMPTED = "preempted"
 
 # A request that was never granted has no `granted_at` and used nothing.
 _END = text(
@@ -40,7 +41,7 @@ _SETTLE = text(
 )
 
 
-async def end_lease(connection: AsyncConnection, lease_id: str, outcome: str) -> int | None:
+async def end_lease(connection: AsyncConnection, lease_id: str, outcome: str, reason: str = "") -> int | None:
     """Ends a lease, or withdraws its request: settles its use on lease and job, appends the event, wakes the scheduler.
 
     Use is the milliseconds from grant to end, by the database's clock, times the accelerators held.
@@ -48,7 +49,8 @@ async def end_lease(connection: AsyncConnection, lease_id: str, outcome: str) ->
     Args:
         connection: a connection in a transaction.
         lease_id: the lease.
-        outcome: how the work under it ended: "completed", "failed", "cancelled", "lost" or "refused".
+        outcome: how the work under it ended: "completed", "failed", "cancelled", "lost", "preempted" or "refused".
+        reason: why, in words, when it was lost or preempted; for the event.
 
     Returns:
         Accelerator-milliseconds used; None if there is no such lease or it had ended before, which changes nothing.
@@ -65,16 +67,16 @@ async def end_lease(connection: AsyncConnection, lease_id: str, outcome: str) ->
         await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(waiting_reason=""))
     else:
         await connection.execute(_SETTLE, {"job_id": job_id, "kind": lease.granted_kind, "used": used})
-    await _append_events(connection, job_id, lease_id, lease, outcome)
+    await _append_events(connection, job_id, lease_id, lease, outcome, reason)
     await notify(connection, CHANNEL_SCHEDULER)
     return used
 
 
-async def end_open_leases(connection: AsyncConnection, job_id: str, outcome: str) -> None:
+async def end_open_leases(connection: AsyncConnection, job_id: str, outcome: str, reason: str = "") -> None:
     """Ends every lease that a job holds or asks for."""
     still_open = select(leases.c.lease_id).where(leases.c.job_id == job_id, leases.c.state != "ENDED")
     for lease_id in (await connection.execute(still_open.order_by(leases.c.lease_id))).scalars().all():
-        await end_lease(connection, lease_id, outcome)
+        await end_lease(connection, lease_id, outcome, reason)
 
 
 async def _lock_job_of(connection: AsyncConnection, lease_id: str) -> str | None:
@@ -84,14 +86,18 @@ async def _lock_job_of(connection: AsyncConnection, lease_id: str) -> str | None
     ).scalar_one_or_none()
 
 
-async def _append_events(connection: AsyncConnection, job_id: str, lease_id: str, lease: Row[Any], outcome: str) -> None:
-    detail = {
+async def _append_events(
+    connection: AsyncConnection, job_id: str, lease_id: str, lease: Row[Any], outcome: str, reason: str
+) -> None:
+    detail: dict[str, Any] = {
         "lease_id": lease_id,
         "outcome": outcome,
         "accelerators": lease.accelerators,
         "accelerator_kind": lease.granted_kind or "",
         "accelerator_seconds": lease.accelerator_ms / 1000,
     }
+    if reason:
+        detail["reason"] = reason
     await append_event(connection, job_id, EventType.LEASE_ENDED, phase=lease.phase, attempt=lease.attempt, detail=detail)
     if outcome == OUTCOME_LOST and lease.attempt is not None:
         await append_event(
@@ -100,5 +106,5 @@ async def _append_events(connection: AsyncConnection, job_id: str, lease_id: str
             EventType.ATTEMPT_LOST,
             phase=lease.phase,
             attempt=lease.attempt,
-            detail={"lease_id": lease_id},
+            detail={"lease_id": lease_id, "reason": reason} if reason else {"lease_id": lease_id},
         )

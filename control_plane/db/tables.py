@@ -6,6 +6,7 @@ Times are the database's (`now()`): leases and heartbeats of many hosts are judg
 from __future__ import annotations
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Column,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
@@ -50,7 +52,10 @@ jobs = Table(
     Column(
         "state",
         Text,
-        CheckConstraint("state IN ('QUEUED','STARTING','RUNNING','CANCELLING','SUCCEEDED','FAILED','CANCELLED')", name="state"),
+        CheckConstraint(
+            "state IN ('QUEUED','STARTING','RUNNING','PAUSING','PAUSED','CANCELLING','SUCCEEDED','FAILED','CANCELLED')",
+            name="state",
+        ),
         nullable=False,
     ),
     Column("phase", Text),
@@ -69,16 +74,43 @@ jobs = Table(
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     Column("ended_at", DateTime(timezone=True)),
     Column("version", BigInteger, nullable=False, server_default="1"),
+    # The subject of the credential it was submitted with.
+    Column("submitter", Text, nullable=False, server_default=""),
+    Column("job_set", Text, nullable=False, server_default=""),
+    Column("rerun_of", UUID(as_uuid=False)),
+    # Pauses asked for so far: the number of the newest. Its confirmation names it, so that one never confirms another.
+    Column("pauses", Integer, nullable=False, server_default="0"),
     CheckConstraint("(ended_at IS NOT NULL) = (state IN ('SUCCEEDED','FAILED','CANCELLED'))", name="ended"),
     Index("ix_jobs_queued", text("priority DESC"), "created_at", "job_id", postgresql_where=text("state = 'QUEUED'")),
-    Index("ix_jobs_open", "project", postgresql_where=text("state IN ('STARTING','RUNNING','CANCELLING')")),
+    Index("ix_jobs_open", "project", postgresql_where=text("state IN ('STARTING','RUNNING','PAUSING','PAUSED','CANCELLING')")),
     Index("ix_jobs_listing", "project", text("created_at DESC"), text("job_id DESC")),
+    Index(
+        "ix_jobs_prepared",
+        "project",
+        text("(spec -> 'dataset' ->> 'sha256')"),
+        text("created_at DESC"),
+        postgresql_where=text("result ? 'prepare'"),
+    ),
+    Index("ix_jobs_listing_all", text("created_at DESC"), text("job_id DESC")),
+    Index("ix_jobs_listing_state", "project", "state", text("created_at DESC"), text("job_id DESC")),
+    Index("ix_jobs_listing_priority", "project", text("priority DESC"), text("job_id DESC")),
+    Index("ix_jobs_listing_update", "project", text("updated_at DESC"), text("job_id DESC")),
+    Index(
+        "ix_jobs_job_set",
+        "project",
+        "job_set",
+        text("created_at DESC"),
+        text("job_id DESC"),
+        postgresql_where=text("job_set <> ''"),
+    ),
 )
 
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
+    # Per principal and project: nobody learns of another's request ids.
     Column("project", Text, primary_key=True),
+    Column("principal", Text, primary_key=True, server_default=""),
     Column("request_id", UUID(as_uuid=False), primary_key=True),
     Column("method", Text, nullable=False),
     Column("request_sha256", Text, nullable=False),
@@ -91,7 +123,8 @@ job_events = Table(
     "job_events",
     metadata,
     Column("event_id", BigInteger, Identity(always=True), primary_key=True),
-    Column("job_id", UUID(as_uuid=False), ForeignKey("jobs.job_id"), nullable=False),
+    # No foreign key here and on the outbox: their rows are written in the transaction of their job, thousands at a time.
+    Column("job_id", UUID(as_uuid=False), nullable=False),
     Column("project", Text, nullable=False),
     Column("sequence", BigInteger, nullable=False),
     Column("type", Text, nullable=False),
@@ -102,10 +135,21 @@ job_events = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     # Commit order, given by the sequencer after the commit; a reader that saw N has seen everything below N.
     Column("position", BigInteger),
+    # The job set the job belonged to then.
+    Column("job_set", Text, nullable=False, server_default=""),
     Index("ix_job_events_job_sequence", "job_id", "sequence", unique=True),
     Index("ix_job_events_position", "position", unique=True, postgresql_where=text("position IS NOT NULL")),
+    # What retention takes next.
+    Index("ix_job_events_final", "created_at", postgresql_where=text("state IN ('SUCCEEDED','FAILED','CANCELLED')")),
     Index("ix_job_events_unsequenced", "event_id", postgresql_where=text("position IS NULL")),
-    Index("ix_job_events_project_position", "project", "position"),
+    Index("ix_job_events_project_position", "project", "position", postgresql_where=text("position IS NOT NULL")),
+    Index(
+        "ix_job_events_job_set_position",
+        "project",
+        "job_set",
+        "position",
+        postgresql_where=text("position IS NOT NULL AND job_set <> ''"),
+    ),
 )
 
 event_log_head = Table(
@@ -114,15 +158,17 @@ event_log_head = Table(
     # One row. Its lock is the sequencer's fence.
     Column("singleton", Integer, CheckConstraint("singleton = 1", name="singleton"), primary_key=True),
     Column("position", BigInteger, nullable=False),
+    # What lies at or before this position is kept no more.
+    Column("oldest_position", BigInteger, nullable=False, server_default="0"),
 )
 
 outbox = Table(
     "outbox",
     metadata,
     Column("outbox_id", BigInteger, Identity(always=True), primary_key=True),
-    # start_workflow, signal_lease_granted, signal_lease_lost, cancel_workflow
+    # start_workflow, signal_lease_granted, signal_lease_lost, signal_pause, signal_resume, signal_preempt, cancel_workflow
     Column("kind", Text, nullable=False),
-    Column("job_id", UUID(as_uuid=False), ForeignKey("jobs.job_id"), nullable=False),
+    Column("job_id", UUID(as_uuid=False), nullable=False),
     # Makes the effect unique: a second row for it is refused.
     Column("dedupe_key", Text, nullable=False, unique=True),
     Column("payload", JSONB, nullable=False, server_default=_EMPTY_OBJECT),
@@ -209,6 +255,160 @@ log_chunks = Table(
     CheckConstraint("last_sequence >= first_sequence", name="sequence"),
 )
 
+log_archives = Table(
+    "log_archives",
+    metadata,
+    Column("job_id", UUID(as_uuid=False), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("first_sequence", BigInteger, primary_key=True),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("project", Text, primary_key=True),
+    Column("title", Text, nullable=False, server_default=""),
+    Column(
+        "priority_max",
+        Integer,
+        CheckConstraint("priority_max BETWEEN 0 AND 1000", name="priority_max"),
+        nullable=False,
+        server_default="1000",
+    ),
+    Column("creator", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("deleted_at", DateTime(timezone=True)),
+    Column("version", BigInteger, nullable=False, server_default="1"),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("project", Text, ForeignKey("projects.project"), primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column(
+        "role",
+        Text,
+        CheckConstraint("role IN ('VIEWER','SUBMITTER','MAINTAINER','APPROVER')", name="role"),
+        nullable=False,
+    ),
+    Column("grantor", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Index("ix_members_subject", "subject"),
+)
+
+organisation_members = Table(
+    "organisation_members",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("role", Text, CheckConstraint("role IN ('ORG_ADMIN','AUDITOR')", name="role"), nullable=False),
+    Column("grantor", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_id", UUID(as_uuid=False), primary_key=True),
+    # None: the organisation.
+    Column("project", Text, ForeignKey("projects.project")),
+    Column("name", Text, nullable=False),
+    Column(
+        "role",
+        Text,
+        CheckConstraint(
+            "role IN ('VIEWER','SUBMITTER','MAINTAINER','APPROVER','ORG_ADMIN','AUDITOR','WORKER')",
+            name="role",
+        ),
+        nullable=False,
+    ),
+    # Enough for a secret of 256 random bits; nothing here can be guessed from a list of words.
+    Column("secret_sha256", LargeBinary, nullable=False),
+    Column("creator", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("revoked_at", DateTime(timezone=True)),
+    Column("last_used_at", DateTime(timezone=True)),
+    CheckConstraint("(project IS NULL) = (role IN ('ORG_ADMIN','AUDITOR','WORKER'))", name="scope"),
+    Index("ix_tokens_listing", "project", text("created_at DESC"), text("token_id DESC")),
+)
+
+audit_records = Table(
+    "audit_records",
+    metadata,
+    Column("record_id", UUID(as_uuid=False), primary_key=True),
+    Column("inserted", BigInteger, Identity(always=True), nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("object", Text, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("trace_id", Text, nullable=False),
+    Column("peer", Text, nullable=False),
+    Column("count", BigInteger, CheckConstraint("count >= 1", name="count"), nullable=False),
+    # SHA-256 of the record's canonical form, written with it; the chain is linked afterwards, so that nothing waits on it.
+    Column("leaf", LargeBinary, nullable=False),
+    Index("ix_audit_records_inserted", "inserted"),
+)
+
+# A row for every record, made by a trigger of `audit_records`, so that none escapes the chain whoever inserts it.
+audit_links = Table(
+    "audit_links",
+    metadata,
+    Column("record_id", UUID(as_uuid=False), primary_key=True),
+    # The record's, for lists in the chain's order.
+    Column("project", Text, nullable=False),
+    # From 1 without a hole; none until the sequencer links it.
+    Column("position", BigInteger, unique=True),
+    # SHA-256(the previous link's hash, the record's leaf).
+    Column("hash", LargeBinary),
+    CheckConstraint("(position IS NULL) = (hash IS NULL)", name="linked"),
+    Index("ix_audit_links_unlinked", "record_id", postgresql_where=text("position IS NULL")),
+    Index("ix_audit_links_project_position", "project", "position"),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("webhook_id", UUID(as_uuid=False), primary_key=True),
+    Column("project", Text, ForeignKey("projects.project"), nullable=False),
+    Column("url", Text, nullable=False),
+    # Empty: every final state.
+    Column("states", ARRAY(Text), nullable=False),
+    # Empty: every job.
+    Column("job_set", Text, nullable=False, server_default=""),
+    Column("creator", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("deleted_at", DateTime(timezone=True)),
+    Index("ix_webhooks_listing", "project", text("created_at DESC"), text("webhook_id DESC")),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("delivery_id", UUID(as_uuid=False), primary_key=True),
+    Column("webhook_id", UUID(as_uuid=False), ForeignKey("webhooks.webhook_id"), nullable=False),
+    Column("job_id", UUID(as_uuid=False), nullable=False),
+    # What is sent, fixed when the job ended, so that every try sends the same bytes.
+    Column("body", Text, nullable=False),
+    Column("state", Text, CheckConstraint("state IN ('PENDING','DELIVERED','FAILED')", name="state"), nullable=False),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("last_result", Text, nullable=False, server_default=""),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("next_try_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    UniqueConstraint("webhook_id", "job_id"),
+    Index("ix_webhook_deliveries_due", "webhook_id", "next_try_at", postgresql_where=text("state = 'PENDING'")),
+    Index("ix_webhook_deliveries_listing", "webhook_id", text("created_at DESC"), text("delivery_id DESC")),
+)
+
 datasets = Table(
     "datasets",
     metadata,
@@ -286,3 +486,5 @@ CHANNEL_OUTBOX = "headway_outbox"
 CHANNEL_EVENTS_WRITTEN = "headway_events_written"
 CHANNEL_EVENTS_POSITIONED = "headway_events_positioned"
 CHANNEL_LOGS = "headway_logs"
+CHANNEL_IDENTITY = "headway_identity"
+CHANNEL_WEBHOOKS = "headway_webhooks"

@@ -2,94 +2,38 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from control_plane.errors import FieldViolation, invalid_fields
-from control_plane.jobs.commands import JOB_NAME_MAX, PRIORITY_DEFAULT, CancelJob, SubmitJob
-from control_plane.jobs.spec import FineTuneSpec, JobSpec, ProjectName
+from pydantic_core import from_json
+
+from control_plane.jobs.spec_wire import spec_to_proto
+from control_plane.jobs.submission import StoredJob, Submission
+from control_plane.jobs.workflows import waiting_without_workflow
 from control_plane.rpc import convert
-from headway.jobs.v1 import job_event_pb2, job_pb2, job_service_pb2, job_spec_pb2
+from headway.jobs.v1 import job_pb2
 from headway_client import telemetry
-
-
-def submit_command(request: job_service_pb2.SubmitJobRequest) -> SubmitJob:
-    """The command a request asks for.
-
-    Raises:
-        RefusedError: with every field that breaks its limits.
-    """
-    request_id = convert.identifier(request.request_id, "request_id")
-    convert.validated_value(ProjectName, request.project, "project")
-    spec = spec_from_proto(request.spec)
-    name = request.name or f"{spec.type} {spec.output_model}"
-    priority = request.priority if request.HasField("priority") else PRIORITY_DEFAULT
-    violations: list[FieldViolation] = []
-    if not 1 <= len(name) <= JOB_NAME_MAX or not _printable(name):
-        violations.append(FieldViolation("name", f"expected 1 to {JOB_NAME_MAX} printable characters"))
-    if not 0 <= priority <= 1_000:
-        violations.append(FieldViolation("priority", f"is {priority}; expected 0 to 1,000"))
-    if violations:
-        raise invalid_fields(violations)
-    return SubmitJob(
-        request_id=request_id,
-        project=request.project,
-        name=name,
-        spec=spec,
-        priority=priority,
-        trace_parent=telemetry.traceparent(),
-    )
-
-
-def cancel_command(request: job_service_pb2.CancelJobRequest) -> CancelJob:
-    """The command a request asks for.
-
-    Raises:
-        RefusedError: with every field that breaks its limits.
-    """
-    if len(request.reason) > 500 or "\x00" in request.reason:
-        raise invalid_fields([FieldViolation("reason", "expected at most 500 characters, without NUL")])
-    return CancelJob(
-        request_id=convert.identifier(request.request_id, "request_id"),
-        job_id=convert.identifier(request.job_id, "job_id"),
-        reason=request.reason,
-    )
-
-
-def spec_from_proto(message: job_spec_pb2.JobSpec) -> JobSpec:
-    """The spec on the wire, held against its limits.
-
-    Raises:
-        RefusedError: with every field that breaks its limits.
-    """
-    kind = message.WhichOneof("type")
-    if kind is None:
-        raise invalid_fields([FieldViolation("spec", "has no type; expected fine_tune to be set")])
-    return convert.validated(FineTuneSpec, convert.to_fields(message.fine_tune), f"spec.{kind}")
-
-
-def spec_to_proto(spec: JobSpec) -> job_spec_pb2.JobSpec:
-    """The spec for the wire."""
-    message = job_spec_pb2.JobSpec()
-    message.fine_tune.SetInParent()
-    convert.fill(message.fine_tune, spec)
-    return message
 
 
 def job_to_proto(row: Mapping[Any, Any]) -> job_pb2.Job:
     """A row of `jobs` for the wire."""
+    job = summary_to_proto(row)
+    job.spec.CopyFrom(spec_to_proto(row["spec"]))
+    job.result.CopyFrom(convert.struct(row["result"]))
+    return job
+
+
+def summary_to_proto(row: Mapping[Any, Any]) -> job_pb2.Job:
+    """A row of `jobs` for a list that people look at, which needs neither spec nor result."""
     job = job_pb2.Job(
         job_id=row["job_id"],
         project=row["project"],
         name=row["name"],
-        spec=spec_to_proto(stored_spec(row["spec"])),
         spec_sha256=row["spec_sha256"],
         priority=row["priority"],
         state=job_pb2.JobState.Value(f"JOB_STATE_{row['state']}"),
         waiting_reason=row["waiting_reason"],
         attempt=row["attempt"],
-        result=convert.struct(row["result"]),
         accelerator_seconds={kind: ms / 1_000 for kind, ms in row["accelerator_ms"].items()},
         trace_id=telemetry.trace_id_of(row["trace_parent"]),
         create_time=convert.timestamp(row["created_at"]),
@@ -97,6 +41,9 @@ def job_to_proto(row: Mapping[Any, Any]) -> job_pb2.Job:
         end_time=convert.timestamp(row["ended_at"]),
         etag=str(row["version"]),
         checkpoint_step=row["checkpoint_step"],
+        submitter=row["submitter"],
+        job_set=row["job_set"],
+        rerun_of=row["rerun_of"] or "",
     )
     if row["phase"] is not None:
         job.phase = job_pb2.JobPhase.Value(f"JOB_PHASE_{row['phase']}")
@@ -105,9 +52,27 @@ def job_to_proto(row: Mapping[Any, Any]) -> job_pb2.Job:
     return job
 
 
-def stored_spec(content: Mapping[str, Any]) -> JobSpec:
-    """The spec in a row of `jobs`. JSON has one kind of number, so 1 may stand for 1.0 there."""
-    return FineTuneSpec.model_validate(content, strict=False)
+def stored_to_proto(submission: Submission, stored: StoredJob) -> job_pb2.Job:
+    """A job that is being stored, as it will be read."""
+    created = convert.timestamp(stored.created_at)
+    return job_pb2.Job(
+        job_id=str(stored.job_id),
+        project=submission.project,
+        name=stored.name,
+        spec=spec_to_proto(from_json(stored.spec_json)),
+        spec_sha256=stored.spec_sha256,
+        priority=stored.priority,
+        state=job_pb2.JOB_STATE_QUEUED,
+        waiting_reason=waiting_without_workflow(stored.type),
+        result=convert.struct({}),
+        trace_id=telemetry.trace_id_of(submission.trace_parent),
+        create_time=created,
+        update_time=created,
+        etag="1",
+        submitter=submission.call.principal.subject,
+        job_set=submission.job_set,
+        rerun_of=submission.rerun_of or "",
+    )
 
 
 def failure_to_proto(failure: Mapping[str, Any]) -> job_pb2.Failure:
@@ -131,25 +96,3 @@ def failure_from_proto(failure: job_pb2.Failure) -> dict[str, Any]:
         ],
         "violation_count": failure.violation_count,
     }
-
-
-def event_to_proto(row: Mapping[Any, Any]) -> job_event_pb2.JobEvent:
-    """A row of `job_events` for the wire."""
-    event = job_event_pb2.JobEvent(
-        job_id=row["job_id"],
-        project=row["project"],
-        sequence=row["sequence"],
-        type=job_event_pb2.JobEventType.Value(f"JOB_EVENT_TYPE_{row['type']}"),
-        state=job_pb2.JobState.Value(f"JOB_STATE_{row['state']}"),
-        attempt=row["attempt"],
-        detail=convert.struct(row["detail"]),
-        time=convert.timestamp(row["created_at"]),
-    )
-    if row["phase"] is not None:
-        event.phase = job_pb2.JobPhase.Value(f"JOB_PHASE_{row['phase']}")
-    return event
-
-
-def _printable(text: str) -> bool:
-    # Category C: controls, format characters such as the right-to-left override, surrogates, private use.
-    return all(unicodedata.category(character)[0] != "C" for character in text)

@@ -15,6 +15,8 @@ class JobState(StrEnum):
     QUEUED = "QUEUED"
     STARTING = "STARTING"
     RUNNING = "RUNNING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
     CANCELLING = "CANCELLING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
@@ -80,17 +82,46 @@ class Transition:
     target: JobState
     actor: Actor
 
+    @property
+    def verb(self) -> str:
+        """What it does, for people."""
+        return self.name.removesuffix("_unadmitted").replace("_", " ")
+
+
+_UNADMITTED = frozenset({JobState.QUEUED, JobState.PAUSED})
+UNDER_WAY = frozenset({JobState.STARTING, JobState.RUNNING})
+PAUSE_STATES = frozenset({JobState.PAUSING, JobState.PAUSED})
 
 ADMIT = Transition("admit", frozenset({JobState.QUEUED}), JobState.STARTING, Actor.SCHEDULER)
 RUN = Transition("run", frozenset({JobState.STARTING}), JobState.RUNNING, Actor.WORKER)
-CANCEL_QUEUED = Transition("cancel_queued", frozenset({JobState.QUEUED}), JobState.CANCELLED, Actor.CLIENT)
-CANCEL = Transition("cancel", frozenset({JobState.STARTING, JobState.RUNNING}), JobState.CANCELLING, Actor.CLIENT)
-SUCCEED = Transition("succeed", frozenset({JobState.RUNNING}), JobState.SUCCEEDED, Actor.WORKER)
-FAIL = Transition("fail", frozenset({JobState.STARTING, JobState.RUNNING}), JobState.FAILED, Actor.WORKER)
+PAUSE_UNADMITTED = Transition("pause_unadmitted", frozenset({JobState.QUEUED}), JobState.PAUSED, Actor.CLIENT)
+PAUSE = Transition("pause", UNDER_WAY, JobState.PAUSING, Actor.CLIENT)
+CONFIRM_PAUSE = Transition("confirm_pause", frozenset({JobState.PAUSING}), JobState.PAUSED, Actor.WORKER)
+RESUME_UNADMITTED = Transition("resume_unadmitted", frozenset({JobState.PAUSED}), JobState.QUEUED, Actor.CLIENT)
+# A resume that comes before the pause is confirmed takes it back.
+RESUME = Transition("resume", PAUSE_STATES, JobState.RUNNING, Actor.CLIENT)
+CANCEL_UNADMITTED = Transition("cancel_unadmitted", _UNADMITTED, JobState.CANCELLED, Actor.CLIENT)
+CANCEL = Transition("cancel", UNDER_WAY | PAUSE_STATES, JobState.CANCELLING, Actor.CLIENT)
+# The last phase may end before the pause reaches it.
+SUCCEED = Transition("succeed", frozenset({JobState.RUNNING, JobState.PAUSING}), JobState.SUCCEEDED, Actor.WORKER)
+FAIL = Transition("fail", UNDER_WAY | PAUSE_STATES, JobState.FAILED, Actor.WORKER)
 # A job that was asked to stop ends as CANCELLED however its workflow ended meanwhile.
 CONFIRM_CANCEL = Transition("confirm_cancel", frozenset({JobState.CANCELLING}), JobState.CANCELLED, Actor.WORKER)
 
-TRANSITIONS: tuple[Transition, ...] = (ADMIT, RUN, CANCEL_QUEUED, CANCEL, SUCCEED, FAIL, CONFIRM_CANCEL)
+TRANSITIONS: tuple[Transition, ...] = (
+    ADMIT,
+    RUN,
+    PAUSE_UNADMITTED,
+    PAUSE,
+    CONFIRM_PAUSE,
+    RESUME_UNADMITTED,
+    RESUME,
+    CANCEL_UNADMITTED,
+    CANCEL,
+    SUCCEED,
+    FAIL,
+    CONFIRM_CANCEL,
+)
 
 
 class IllegalTransitionError(Exception):
@@ -100,7 +131,7 @@ class IllegalTransitionError(Exception):
         self.state = state
         self.transition = transition
         allowed = ", ".join(sorted(transition.sources))
-        super().__init__(f"cannot {transition.name.replace('_', ' ')} a job that is {state}; expected it to be {allowed}")
+        super().__init__(f"cannot {transition.verb} a job that is {state}; expected it to be {allowed}")
 
 
 def apply(state: JobState, transition: Transition) -> JobState:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import zstandard
-from sqlalchemy import func, or_, select, tuple_
+from sqlalchemy import func, or_, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,11 +15,14 @@ from control_plane.db.events import notify
 from control_plane.db.tables import CHANNEL_LOGS, jobs, log_chunks
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs.states import FINAL_STATES
-from headway.logs.v1 import log_record_pb2, log_service_pb2
+from headway.logs.v1 import log_record_pb2
+from headway.logs.v1 import log_service_pb2 as pb
 
 _FINAL = [str(state) for state in FINAL_STATES]
 # A chunk was at most one request on the wire; what claims to be more is not one of ours.
-_CHUNK_BYTES_MAX = 8 * 2**20
+CHUNK_BYTES_MAX = 8 * 2**20
+# An agent that reconnects may have two streams for a moment.
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,51 +34,82 @@ class LogPosition:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive records of one attempt, and the position after them."""
+class LogChunk:
+    """A row of `log_chunks`."""
 
-    records: Sequence[log_record_pb2.LogRecord]
-    end: LogPosition
+    attempt: int
+    first_sequence: int
+    last_sequence: int
+    data: bytes
 
 
-async def append(connection: AsyncConnection, job_id: str, attempt: int, records: Sequence[log_record_pb2.LogRecord]) -> int:
-    """Stores what is new of consecutive records; returns the last sequence that is stored.
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of batches that were appended together.
+
+    Attributes:
+        acknowledged: by batch that was taken, the last sequence that is stored.
+        refusal: why the next one was not.
+    """
+
+    acknowledged: Sequence[int]
+    refusal: RefusedError | None
+
+
+async def append(connection: AsyncConnection, batches: Sequence[pb.AppendLogsRequest]) -> Appended:
+    """Stores what is new of batches of one attempt, each of consecutive records, up to the first that cannot be stored.
 
     Raises:
-        RefusedError: the attempt is stale, or records before these are missing.
+        RefusedError: the attempt is stale.
     """
+    job_id, attempt = batches[0].job_id, batches[0].attempt
     await refuse_stale(connection, job_id, attempt)
+    await connection.execute(_LOCK, {"key": f"logs/{job_id}/{attempt}"})
     newest = select(func.coalesce(func.max(log_chunks.c.last_sequence), 0)).where(
         log_chunks.c.job_id == job_id, log_chunks.c.attempt == attempt
     )
     stored = int((await connection.execute(newest)).scalar_one())
-    if records[0].sequence > stored + 1:
-        raise RefusedError(
-            Reason.SEQUENCE_GAP,
-            f"records of attempt {attempt} begin at {records[0].sequence}, expected {stored + 1}; send again from there",
-            {"expected_sequence": str(stored + 1)},
-        )
-    fresh = [record for record in records if record.sequence > stored]
-    if not fresh:
-        return stored
-    content = log_service_pb2.AppendLogsRequest(records=fresh).SerializeToString()
-    await connection.execute(
-        insert(log_chunks).values(
-            job_id=job_id,
-            attempt=attempt,
-            first_sequence=fresh[0].sequence,
-            last_sequence=fresh[-1].sequence,
-            data=zstandard.compress(content),
-        )
+    acknowledged: list[int] = []
+    chunks: list[Mapping[str, object]] = []
+    refusal: RefusedError | None = None
+    for batch in batches:
+        if batch.records[0].sequence > stored + 1:
+            refusal = _gap(attempt, batch.records[0].sequence, stored + 1)
+            break
+        fresh = _fresh(batch, stored)
+        if fresh is not None:
+            first, last = fresh.records[0].sequence, fresh.records[-1].sequence
+            data = zstandard.compress(fresh.SerializeToString())
+            chunks.append({"job_id": job_id, "attempt": attempt, "first_sequence": first, "last_sequence": last, "data": data})
+            stored = last
+        acknowledged.append(stored)
+    if chunks:
+        await connection.execute(insert(log_chunks).values(chunks))
+        await notify(connection, CHANNEL_LOGS, job_id)
+    return Appended(acknowledged, refusal)
+
+
+def _fresh(batch: pb.AppendLogsRequest, stored: int) -> pb.AppendLogsRequest | None:
+    """The part of a batch that is not stored yet."""
+    if batch.records[-1].sequence <= stored:
+        return None
+    if batch.records[0].sequence > stored:
+        return batch
+    return pb.AppendLogsRequest(records=[record for record in batch.records if record.sequence > stored])
+
+
+def _gap(attempt: int, first: int, expected: int) -> RefusedError:
+    return RefusedError(
+        Reason.SEQUENCE_GAP,
+        f"records of attempt {attempt} begin at {first}, expected {expected}; send again from there",
+        {"expected_sequence": str(expected)},
     )
-    await notify(connection, CHANNEL_LOGS, job_id)
-    return fresh[-1].sequence
 
 
-async def read(connection: AsyncConnection, job_id: str, after: LogPosition, limit: int) -> list[Chunk]:
+async def read(connection: AsyncConnection, job_id: str, after: LogPosition, limit: int) -> Sequence[LogChunk]:
     """At most `limit` chunks after a position, in order."""
     query = (
-        select(log_chunks)
+        select(log_chunks.c.attempt, log_chunks.c.first_sequence, log_chunks.c.last_sequence, log_chunks.c.data)
         .where(
             log_chunks.c.job_id == job_id,
             or_(
@@ -86,17 +120,20 @@ async def read(connection: AsyncConnection, job_id: str, after: LogPosition, lim
         .order_by(log_chunks.c.attempt, log_chunks.c.first_sequence)
         .limit(limit)
     )
-    return [_chunk(row.attempt, row.last_sequence, row.data, after) for row in (await connection.execute(query)).all()]
+    return [LogChunk(*row) for row in (await connection.execute(query)).all()]
 
 
-def _chunk(attempt: int, last_sequence: int, data: bytes, after: LogPosition) -> Chunk:
-    content = zstandard.ZstdDecompressor().decompress(data, max_output_size=_CHUNK_BYTES_MAX)
-    records = log_service_pb2.AppendLogsRequest.FromString(content).records
+def decompressed(data: bytes) -> bytes:
+    """A chunk's serialised AppendLogsRequest."""
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=CHUNK_BYTES_MAX)
+
+
+def records_of(content: bytes, attempt: int) -> list[log_record_pb2.LogRecord]:
+    """The records of a serialised AppendLogsRequest, as readers get them."""
+    records = list(pb.AppendLogsRequest.FromString(content).records)
     for record in records:
         record.attempt = attempt
-    # A cursor may point into a chunk.
-    fresh = [record for record in records if LogPosition(attempt, record.sequence) > after]
-    return Chunk(fresh, LogPosition(attempt, last_sequence))
+    return records
 
 
 async def is_final(connection: AsyncConnection, job_id: str) -> bool:

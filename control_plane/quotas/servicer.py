@@ -10,14 +10,16 @@ from sqlalchemy import case, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from control_plane.db import idempotency
-from control_plane.db.engine import in_transaction
+from control_plane.call import current_call
 from control_plane.db.events import notify
+from control_plane.db.mutations import once
 from control_plane.db.tables import CHANNEL_SCHEDULER, leases, quotas
 from control_plane.errors import FieldViolation, Reason, RefusedError, invalid_fields
 from control_plane.jobs.spec import AcceleratorKind, ProjectName, canonical_sha256
+from control_plane.projects.repository import require_open
 from control_plane.rpc import pages
 from control_plane.rpc.convert import identifier, timestamp, validated_value
+from control_plane.rpc.pages import Cursors
 from headway.quotas.v1 import quota_service_pb2 as pb
 from headway.quotas.v1 import quota_service_pb2_grpc
 
@@ -30,8 +32,9 @@ KIND_CPU = "cpu"
 class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
     """How much of each kind of accelerator a project may hold at once, and what it used."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, cursors: Cursors) -> None:
         self._engine = engine
+        self._cursors = cursors
 
     async def GetQuota(self, request: pb.GetQuotaRequest, context: _Context) -> pb.GetQuotaResponse:  # noqa: N802 - gRPC's name
         """One project's quota."""
@@ -53,12 +56,11 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         request_id = identifier(request.request_id, "request_id")
         project = validated_value(ProjectName, request.quota.project, "quota.project")
         limits = _limits(request.quota.max_accelerators)
-        key = (project, request_id, "SetQuota", canonical_sha256({"method": "SetQuota", "project": project, "limits": limits}))
+        sha256 = canonical_sha256({"method": "SetQuota", "project": project, "limits": limits})
+        current_call().object = project
 
         async def set_quota(connection: AsyncConnection) -> pb.SetQuotaResponse:
-            earlier = await idempotency.find_response(connection, *key)
-            if earlier is not None:
-                return pb.SetQuotaResponse.FromString(earlier)
+            await require_open(connection, project)
             row = (
                 (
                     await connection.execute(
@@ -74,22 +76,23 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
                 .one()
             )
             await notify(connection, CHANNEL_SCHEDULER)
-            response = pb.SetQuotaResponse(quota=_to_proto(row))
-            earlier = await idempotency.store_response(connection, *key, response.SerializeToString())
-            return response if earlier is None else pb.SetQuotaResponse.FromString(earlier)
+            return pb.SetQuotaResponse(quota=_to_proto(row))
 
-        return await in_transaction(self._engine, set_quota)
+        return await once(self._engine, project, request_id, sha256, pb.SetQuotaResponse, set_quota)
 
     async def ListQuotas(self, request: pb.ListQuotasRequest, context: _Context) -> pb.ListQuotasResponse:  # noqa: N802 - gRPC's name
-        """The quotas set, by project."""
+        """The quotas set, by project, of the projects the caller may see."""
         del context
         size = pages.page_size(request.page_size, default=50, maximum=1_000)
-        after = pages.decode(request.page_token, "ListQuotas", (str,), "page_token")
+        after = self._cursors.decode(request.page_token, "ListQuotas", (str,), "page_token")
         query = select(quotas).where(quotas.c.project > ("" if after is None else after[0]))
+        visible = current_call().principal.visible_projects()
+        if visible is not None:
+            query = query.where(quotas.c.project.in_(visible))
         async with self._engine.connect() as connection:
             rows = (await connection.execute(query.order_by(quotas.c.project).limit(size + 1))).mappings().all()
         page = rows[:size]
-        token = pages.encode("ListQuotas", [page[-1]["project"]]) if len(rows) > size else ""
+        token = self._cursors.encode("ListQuotas", [page[-1]["project"]]) if len(rows) > size else ""
         return pb.ListQuotasResponse(quotas=map(_to_proto, page), next_page_token=token)
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: _Context) -> pb.GetUsageResponse:  # noqa: N802 - gRPC's name

@@ -9,14 +9,16 @@ import grpc
 from google.protobuf.json_format import MessageToDict, ParseDict
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from control_plane.call import current_call
 from control_plane.datasets.object_store import ObjectStore
 from control_plane.datasets.servicer import SIZE_BYTES_MAX
-from control_plane.db.engine import in_transaction
+from control_plane.db.mutations import audited, once
 from control_plane.errors import invalid_field
-from control_plane.jobs.spec import ProjectName, ResourceName, Sha256Hex
+from control_plane.jobs.spec import ProjectName, ResourceName, Sha256Hex, canonical_sha256
 from control_plane.registry import repository
 from control_plane.rpc import pages
 from control_plane.rpc.convert import identifier, plain, struct, timestamp, validated_value
+from control_plane.rpc.pages import Cursors
 from control_plane.rpc.text import require_text
 from headway.registry.v1 import registry_service_pb2 as pb
 from headway.registry.v1 import registry_service_pb2_grpc
@@ -27,16 +29,17 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
     """Base models, and the versions that jobs make of them."""
 
-    def __init__(self, engine: AsyncEngine, store: ObjectStore) -> None:
+    def __init__(self, engine: AsyncEngine, cursors: Cursors, store: ObjectStore) -> None:
         self._engine = engine
+        self._cursors = cursors
         self._store = store
 
     async def RegisterBaseModel(  # noqa: N802 - gRPC's name
         self, request: pb.RegisterBaseModelRequest, context: _Context
     ) -> pb.RegisterBaseModelResponse:
-        """Makes a base model known. Idempotent by content: the same name with the same bytes is the same base model."""
+        """Makes a base model known, once per request id; the same name with the same bytes is the same base model."""
         del context
-        identifier(request.request_id, "request_id")
+        request_id = identifier(request.request_id, "request_id")
         model = request.base_model
         validated_value(ResourceName, model.name, "base_model.name")
         validated_value(Sha256Hex, model.sha256, "base_model.sha256")
@@ -57,18 +60,24 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             "license": model.license,
             "attribution": model.attribution,
         }
-        stored = await in_transaction(self._engine, lambda connection: repository.register_base_model(connection, values))
-        return pb.RegisterBaseModelResponse(base_model=_base_model(stored))
+        current_call().object = model.name
+
+        async def register(connection: AsyncConnection) -> pb.RegisterBaseModelResponse:
+            stored = await repository.register_base_model(connection, values)
+            return pb.RegisterBaseModelResponse(base_model=_base_model(stored))
+
+        sha256 = canonical_sha256({"method": "RegisterBaseModel", **values})
+        return await once(self._engine, "", request_id, sha256, pb.RegisterBaseModelResponse, register)
 
     async def ListBaseModels(self, request: pb.ListBaseModelsRequest, context: _Context) -> pb.ListBaseModelsResponse:  # noqa: N802 - gRPC's name
         """The base models, by name."""
         del context
         size = pages.page_size(request.page_size, default=50, maximum=1_000)
-        after = pages.decode(request.page_token, "ListBaseModels", (str,), "page_token")
+        after = self._cursors.decode(request.page_token, "ListBaseModels", (str,), "page_token")
         async with self._engine.connect() as connection:
             rows = await repository.list_base_models(connection, "" if after is None else after[0], size + 1)
         page = rows[:size]
-        token = pages.encode("ListBaseModels", [page[-1]["name"]]) if len(rows) > size else ""
+        token = self._cursors.encode("ListBaseModels", [page[-1]["name"]]) if len(rows) > size else ""
         return pb.ListBaseModelsResponse(base_models=map(_base_model, page), next_page_token=token)
 
     async def RegisterModelVersion(  # noqa: N802 - gRPC's name
@@ -91,7 +100,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             await repository.register_version(connection, job_id, request.attempt, values)
             return _model_version(await repository.version_of_job(connection, job_id))
 
-        return pb.RegisterModelVersionResponse(model_version=await in_transaction(self._engine, register))
+        return pb.RegisterModelVersionResponse(model_version=await audited(self._engine, register))
 
     async def RecordMirror(self, request: pb.RecordMirrorRequest, context: _Context) -> pb.RecordMirrorResponse:  # noqa: N802 - gRPC's name
         """Notes that MLflow mirrors a version."""
@@ -103,7 +112,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             await repository.record_mirror(connection, job_id, request.attempt, request.mlflow_version)
             return _model_version(await repository.version_of_job(connection, job_id))
 
-        return pb.RecordMirrorResponse(model_version=await in_transaction(self._engine, record))
+        return pb.RecordMirrorResponse(model_version=await audited(self._engine, record))
 
     async def GetModelVersion(  # noqa: N802 - gRPC's name
         self, request: pb.GetModelVersionRequest, context: _Context
@@ -132,13 +141,13 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         model = validated_value(ResourceName, request.model, "model") if request.model else ""
         size = pages.page_size(request.page_size, default=50, maximum=1_000)
         query = ["ListModelVersions", project, model]
-        after = pages.decode(request.page_token, query, (str, int), "page_token")
+        after = self._cursors.decode(request.page_token, query, (str, int), "page_token")
         async with self._engine.connect() as connection:
             rows = await repository.list_versions(
                 connection, project, model, None if after is None else (after[0], after[1]), size + 1
             )
         page = rows[:size]
-        token = pages.encode(query, [page[-1]["model"], page[-1]["version"]]) if len(rows) > size else ""
+        token = self._cursors.encode(query, [page[-1]["model"], page[-1]["version"]]) if len(rows) > size else ""
         return pb.ListModelVersionsResponse(model_versions=map(_model_version, page), next_page_token=token)
 
 

@@ -21,15 +21,29 @@ from headway.errors.v1 import error_reason_pb2
 from headway.jobs.v1 import job_event_pb2, job_pb2
 
 Q, S, R, C = JobState.QUEUED, JobState.STARTING, JobState.RUNNING, JobState.CANCELLING
+PG, PD = JobState.PAUSING, JobState.PAUSED
 ALLOWED = {
     ("admit", Q): S,
     ("run", S): R,
-    ("cancel_queued", Q): JobState.CANCELLED,
+    ("pause_unadmitted", Q): PD,
+    ("pause", S): PG,
+    ("pause", R): PG,
+    ("confirm_pause", PG): PD,
+    ("resume_unadmitted", PD): Q,
+    ("resume", PG): R,
+    ("resume", PD): R,
+    ("cancel_unadmitted", Q): JobState.CANCELLED,
+    ("cancel_unadmitted", PD): JobState.CANCELLED,
     ("cancel", S): C,
     ("cancel", R): C,
+    ("cancel", PG): C,
+    ("cancel", PD): C,
     ("succeed", R): JobState.SUCCEEDED,
+    ("succeed", PG): JobState.SUCCEEDED,
     ("fail", S): JobState.FAILED,
     ("fail", R): JobState.FAILED,
+    ("fail", PG): JobState.FAILED,
+    ("fail", PD): JobState.FAILED,
     ("confirm_cancel", C): JobState.CANCELLED,
 }
 
@@ -54,6 +68,18 @@ def test_final_states_stay_final_on_any_walk(walk: list[Transition]) -> None:
         except IllegalTransitionError:
             continue
         assert not before.final
+
+
+@given(st.lists(st.sampled_from(states.TRANSITIONS), max_size=30))
+def test_a_job_ends_in_success_only_from_under_way_and_a_cancel_is_never_lost(walk: list[Transition]) -> None:
+    state, cancelling = JobState.QUEUED, False
+    for transition in walk:
+        try:
+            state = states.apply(state, transition)
+        except IllegalTransitionError:
+            continue
+        cancelling = cancelling or state in {JobState.CANCELLING, JobState.CANCELLED}
+        assert cancelling == (state in {JobState.CANCELLING, JobState.CANCELLED})
 
 
 def test_every_state_can_be_reached_and_every_open_one_left() -> None:

@@ -14,7 +14,8 @@ from headway.attempts.v1 import attempt_service_pb2 as pb
 from headway.jobs.v1 import job_event_pb2, job_pb2
 from headway.jobs.v1 import job_service_pb2 as jobs_pb
 from headway.registry.v1 import registry_service_pb2 as registry_pb
-from tests.integration.control_plane.conftest import PROJECT, Api, new_id, refused
+from tests.integration.control_plane.callers import PROJECT
+from tests.integration.control_plane.conftest import Api, new_id, refused
 
 TRAIN = job_pb2.JOB_PHASE_TRAIN
 

@@ -11,7 +11,8 @@ import pytest
 from headway.datasets.v1 import dataset_service_pb2 as datasets_pb
 from headway.jobs.v1 import job_pb2, job_spec_pb2
 from headway.jobs.v1 import job_service_pb2 as jobs_pb
-from tests.integration.control_plane.conftest import PROJECT, Api, new_id, refused
+from tests.integration.control_plane.callers import OTHER_PROJECT, PROJECT
+from tests.integration.control_plane.conftest import Api, new_id, refused
 
 
 async def _counts(api: Api) -> tuple[int, int, int, int]:
@@ -140,7 +141,7 @@ async def test_what_the_spec_names_must_be_there(api: Api) -> None:
     spec.fine_tune.dataset.sha256 = "0" * 64
     assert (await refused(api.jobs.SubmitJob(_with(spec)))).reason == "DATASET_NOT_FOUND"
     spec.fine_tune.dataset.sha256 = ""
-    assert (await refused(api.jobs.SubmitJob(_with(spec, project="another")))).reason == "DATASET_NOT_FOUND"
+    assert (await refused(api.jobs.SubmitJob(_with(spec, project=OTHER_PROJECT)))).reason == "DATASET_NOT_FOUND"
     spec.fine_tune.base_model = "gpt-17"
     answer = await refused(api.jobs.SubmitJob(_with(spec)))
     assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "BASE_MODEL_NOT_FOUND")
@@ -169,10 +170,10 @@ async def test_lists_are_filtered_and_tokens_belong_to_their_list(api: Api) -> N
     await api.jobs.CancelJob(jobs_pb.CancelJobRequest(request_id=new_id(), job_id=jobs[1].job_id))
     cancelled = jobs_pb.ListJobsRequest(project=PROJECT, states=[job_pb2.JOB_STATE_CANCELLED])
     assert [job.job_id for job in (await api.jobs.ListJobs(cancelled)).jobs] == [jobs[1].job_id]
-    assert not (await api.jobs.ListJobs(jobs_pb.ListJobsRequest(project="another"))).jobs
+    assert not (await api.jobs.ListJobs(jobs_pb.ListJobsRequest(project=OTHER_PROJECT))).jobs
     token = (await api.jobs.ListJobs(jobs_pb.ListJobsRequest(project=PROJECT, page_size=1))).next_page_token
     for other in (
-        jobs_pb.ListJobsRequest(project="another", page_token=token),
+        jobs_pb.ListJobsRequest(page_token=token),
         jobs_pb.ListJobsRequest(project=PROJECT, states=[job_pb2.JOB_STATE_QUEUED], page_token=token),
         jobs_pb.ListJobsRequest(project=PROJECT, page_token=token[:-2]),
         jobs_pb.ListJobsRequest(project=PROJECT, page_token="x" * 1_000_000),

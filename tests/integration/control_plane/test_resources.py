@@ -15,7 +15,8 @@ from headway.capacity.v1 import capacity_service_pb2 as capacity_pb
 from headway.datasets.v1 import dataset_service_pb2 as datasets_pb
 from headway.quotas.v1 import quota_service_pb2 as quotas_pb
 from headway.registry.v1 import registry_service_pb2 as registry_pb
-from tests.integration.control_plane.conftest import PROJECT, Api, new_id, refused
+from tests.integration.control_plane.callers import PROJECT
+from tests.integration.control_plane.conftest import Api, new_id, refused
 
 DATA = b'{"prompt": "question", "completion": "answer"}\n'
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -36,9 +37,9 @@ async def _put(upload: datasets_pb.CreateUploadResponse, body: bytes) -> int:
 
 
 async def test_an_upload_takes_the_announced_bytes_and_no_others(api: Api) -> None:
-    announce = datasets_pb.CreateUploadRequest(project="upload", sha256=SHA256, size_bytes=len(DATA))
+    announce = datasets_pb.CreateUploadRequest(project=PROJECT, sha256=SHA256, size_bytes=len(DATA))
     upload = await api.datasets.CreateUpload(announce)
-    dataset = datasets_pb.Dataset(project="upload", name="questions", sha256=SHA256, size_bytes=len(DATA), license="MIT")
+    dataset = datasets_pb.Dataset(project=PROJECT, name="questions", sha256=SHA256, size_bytes=len(DATA), license="MIT")
     register = datasets_pb.RegisterDatasetRequest(request_id=new_id(), dataset=dataset)
     answer = await refused(api.datasets.RegisterDataset(register))
     assert (answer.code, answer.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "OBJECT_MISSING")

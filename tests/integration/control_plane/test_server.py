@@ -31,7 +31,8 @@ from control_plane.db.tables import metadata
 from control_plane.settings import S3Settings
 from headway.jobs.v1 import job_service_pb2 as jobs_pb
 from headway.jobs.v1 import job_service_pb2_grpc
-from tests.integration.control_plane.conftest import PROJECT, Api, refusal, refused
+from tests.integration.control_plane.callers import ADMIN_TOKEN, IDENTITY, PROJECT, channel_to
+from tests.integration.control_plane.conftest import Api, refusal, refused
 
 BIN = Path(sys.executable).parent
 
@@ -41,9 +42,12 @@ def _methods() -> list[MethodDescriptor]:
     return [method for name in SERVICES for method in pool.FindServiceByName(name).methods]
 
 
-async def _grpcurl(*arguments: str) -> tuple[int, str]:
+async def _grpcurl(*arguments: str, token: str = ADMIN_TOKEN) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
-        BIN / "grpcurl", "-plaintext", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *(BIN / "grpcurl", "-plaintext", "-H", f"authorization: Bearer {token}"),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     output, _ = await process.communicate()
     assert process.returncode is not None
@@ -53,7 +57,7 @@ async def _grpcurl(*arguments: str) -> tuple[int, str]:
 async def test_grpcurl_lists_describes_and_calls_everything(api: Api, control_plane: ControlPlane) -> None:
     address = f"127.0.0.1:{control_plane.port}"
     _, listed = await _grpcurl(address, "list")
-    assert set(SERVICES) | {"grpc.health.v1.Health"} <= set(listed.split())
+    assert set(SERVICES) | {"grpc.health.v1.Health"} <= set(listed.split()), listed
     await api.inputs()
     submit = {
         "request_id": "6a0d6a2e-7d0f-4c3c-8f55-1d1a1a1f7a10",
@@ -224,6 +228,7 @@ async def process(postgres_dsn: str, s3_settings: S3Settings, tmp_path: Path) ->
             "secret_access_key": s3_settings.secret_access_key.get_secret_value(),
         },
         "control_plane": {"address": address},
+        "identity": {**IDENTITY.model_dump(mode="json"), "secret_key": IDENTITY.secret_key.get_secret_value()},
     }
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -249,7 +254,7 @@ async def process(postgres_dsn: str, s3_settings: S3Settings, tmp_path: Path) ->
 
 async def test_the_process_stays_small_and_never_loads_torch(process: tuple[psutil.Process, str]) -> None:
     running, address = process
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with channel_to(int(address.rpartition(":")[2]), ADMIN_TOKEN) as channel:
         stub = job_service_pb2_grpc.JobServiceStub(channel)
         listing = jobs_pb.ListJobsRequest(project=PROJECT)
         for _ in range(20):

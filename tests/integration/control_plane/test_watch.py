@@ -72,8 +72,8 @@ async def test_an_idle_stream_says_where_it_is(api: Api) -> None:
     heartbeats = 0
     cursor = ""
     async for message in api.jobs.WatchEvents(jobs_pb.WatchEventsRequest(job_id=job.job_id)):
-        if message.events:
-            cursor = message.cursor
+        if message.events or not cursor:
+            cursor = message.cursor if message.events else ""
             continue
         assert message.cursor == cursor
         heartbeats += 1
@@ -163,8 +163,19 @@ async def test_foreign_and_damaged_cursors_are_refused(api: Api) -> None:
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_watch_needs_a_scope_that_is_there(api: Api) -> None:
-    answer = await refused(_watch(api, jobs_pb.WatchEventsRequest()))
-    assert answer.fields == ["scope"]
+async def test_without_a_scope_everything_is_followed_that_one_may_see(api: Api) -> None:
+    job = await api.submit(await api.inputs())
+    async for message in api.jobs.WatchEvents(jobs_pb.WatchEventsRequest()):
+        if message.events:
+            assert [(event.job_id, event.sequence) for event in message.events] == [(job.job_id, 1)]
+            break
+
+
+async def test_a_scope_must_be_there(api: Api) -> None:
     answer = await refused(_watch(api, jobs_pb.WatchEventsRequest(job_id=new_id())))
     assert answer.reason == "JOB_NOT_FOUND"
+    answer = await refused(_watch(api, jobs_pb.WatchEventsRequest(project="nowhere")))
+    assert answer.reason == "PROJECT_NOT_FOUND"
+    for fields, name in (({"project": PROJECT}, "job_set.name"), ({"project": PROJECT, "name": "a set"}, "job_set.name")):
+        request = jobs_pb.WatchEventsRequest(job_set=jobs_pb.JobSetName(**fields))
+        assert (await refused(_watch(api, request))).fields == [name]
