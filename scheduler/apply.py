@@ -119,7 +119,7 @@ class Writer:
             raise StaleSnapshotError(f"leases {', '.join(revived)} were renewed while the round was planned")
 
     async def _end(self, end: EndLease) -> None:
-        if await end_lease(self._connection, end.lease_id, OUTCOME_LOST) is not None:
+        if await end_lease(self._connection, end.lease_id, OUTCOME_LOST, end.cause.value) is not None:
             await self._tell_lost(end.job_id, end.lease_id, end.cause.value)
 
     async def _refuse(self, refusal: Refuse) -> None:

@@ -7,13 +7,12 @@ however often it is asked for. So a crash between the effect and its record cost
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
 
 import structlog
 from opentelemetry.trace import SpanKind
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import func, select, text, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -29,7 +28,7 @@ from headway_client.telemetry import continued, tracer
 from scheduler.finish import finish
 from scheduler.leader import Leadership
 from scheduler.routing import UnroutableJobError, job_input, route
-from workers.workflows.contracts import JobFailure, LeaseEnd, LeaseGrant
+from workers.workflows.contracts import JobFailure, LeaseEnd, LeaseGrant, PauseOrder, PreemptOrder, ResumeOrder
 
 _log = structlog.get_logger()
 
@@ -56,6 +55,16 @@ _POSTPONE = text(
     WHERE outbox_id = :outbox_id AND state = 'ready'
     """
 )
+
+
+_SIGNALS: Mapping[str, tuple[str, type[BaseModel]]] = {
+    "signal_lease_granted": ("lease_granted", LeaseGrant),
+    "signal_lease_lost": ("lease_lost", LeaseEnd),
+    "signal_pause": ("pause", PauseOrder),
+    "signal_resume": ("resume", ResumeOrder),
+    "signal_preempt": ("preempt", PreemptOrder),
+}
+"""By kind of outbox row: the signal it becomes, and what the signal carries."""
 
 
 class Dispatcher:
@@ -108,12 +117,11 @@ class Dispatcher:
         match row["kind"]:
             case "start_workflow":
                 await self._start(row["job_id"])
-            case "signal_lease_granted":
-                await self._signal(row["job_id"], "lease_granted", LeaseGrant.model_validate(row["payload"]))
-            case "signal_lease_lost":
-                await self._signal(row["job_id"], "lease_lost", LeaseEnd.model_validate(row["payload"]))
             case "cancel_workflow":
                 await self._cancel(row["job_id"])
+            case kind if kind in _SIGNALS:
+                signal, message = _SIGNALS[kind]
+                await self._signal(row["job_id"], signal, message.model_validate(row["payload"]))
             case kind:
                 raise UnroutableJobError(f"outbox row {row['outbox_id']} is of unknown kind {kind!r}")
 
@@ -141,7 +149,7 @@ class Dispatcher:
                 raise UnroutableJobError(f"Temporal refuses to start the job's workflow: {error}") from error
             raise
 
-    async def _signal(self, job_id: str, signal: str, message: Any) -> None:
+    async def _signal(self, job_id: str, signal: str, message: BaseModel) -> None:
         handle = self._client.get_workflow_handle(job_id)
         try:
             await handle.signal(signal, message, rpc_timeout=_CALL_TIMEOUT)

@@ -13,6 +13,7 @@ from control_plane.settings import SchedulerSettings
 from scheduler.apply import StaleSnapshotError, Writer
 from scheduler.core import Limits, Plan, QueueKey, plan
 from scheduler.leader import DeposedError, Leadership
+from scheduler.routing import ROUTES
 from scheduler.snapshot import read_snapshot
 
 _log = structlog.get_logger()
@@ -35,6 +36,7 @@ class RoundLoop:
         self._limits = Limits(
             prepare_ahead_per_project=settings.prepare_ahead_per_project,
             worker_lost_micros=int(settings.worker_lost_seconds * 1_000_000),
+            job_types=frozenset(ROUTES),
         )
         self._carried_over: tuple[QueueKey, ...] = ()
 

@@ -3,7 +3,8 @@
 What can have come apart, and what is done:
 
 * Temporal does not know the workflow of an open job (its data was lost): the attempt is given up, its leases end, and the
-  workflow is started anew; a job that was being stopped is CANCELLED at once, since nothing is left to stop.
+  workflow is started anew, of a paused job too, where it holds still at once; a job that was being stopped is CANCELLED at
+  once, since nothing is left to stop.
 * The workflow is closed and the job is not final (it was terminated, or failed in a way it could not report): the job
   FAILED by a fault of the platform; one that was being stopped is CANCELLED.
 """
@@ -33,11 +34,11 @@ _log = structlog.get_logger()
 _CALL_TIMEOUT = timedelta(seconds=10)
 _LOST = "Temporal lost the job's workflow"
 
-# Whatever is still to be dispatched may be the very start of the workflow.
+# Whatever is still to be dispatched may be the very start of the workflow; of a job paused before its admission it is.
 _OPEN = text(
     """
     SELECT job_id::text, state FROM jobs
-    WHERE state IN ('STARTING','RUNNING','CANCELLING')
+    WHERE state IN ('STARTING','RUNNING','PAUSING','PAUSED','CANCELLING')
         AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.job_id = jobs.job_id AND outbox.state <> 'done')
     ORDER BY job_id
     """
@@ -118,7 +119,7 @@ async def _start_anew(connection: AsyncConnection, job_id: str) -> None:
 
     The next number is a fence: activities of the lost workflow that still run can write nothing more.
     """
-    await end_open_leases(connection, job_id, OUTCOME_LOST)
+    await end_open_leases(connection, job_id, OUTCOME_LOST, _LOST)
     await append_event(connection, job_id, EventType.ATTEMPT_LOST, detail={"reason": _LOST})
     job = (
         await connection.execute(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import RowMapping
 
+from control_plane.jobs.states import PAUSE_STATES
 from headway_client.telemetry import trace_id_of
 from workers.workflows.contracts import JobInput
 
@@ -59,6 +60,7 @@ def job_input(job: RowMapping) -> JobInput:
                 "spec_sha256": job["spec_sha256"],
                 "trace_id": trace_id_of(job["trace_parent"]),
                 "attempt": job["attempt"],
+                "pause": job["pauses"] if job["state"] in PAUSE_STATES else 0,
                 **job["inputs"],
             }
         )

@@ -21,23 +21,28 @@ _CLOCK = text(
            (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS started
     """
 )
-# A job without resources is none of ours; it is admitted, and fails at its dispatch with the reason, alone.
+# A job without resources is none of ours; it is admitted, and fails at its dispatch with the reason, alone. Jobs of types that
+# have no workflow are counted apart, so that they take no place from those that could start.
 _QUEUED = text(
     """
     SELECT job_id::text, project, priority, (extract(epoch FROM created_at) * 1000000)::bigint AS submitted,
            coalesce((spec -> 'resources' ->> 'accelerators')::int, 1) AS accelerators,
-           coalesce(spec -> 'resources' ->> 'accelerator_kind', 'any') AS kind, waiting_reason
+           coalesce(spec -> 'resources' ->> 'accelerator_kind', 'any') AS kind, waiting_reason, type
     FROM (
-        SELECT *, row_number() OVER (PARTITION BY project ORDER BY priority DESC, created_at, job_id) AS rank
+        SELECT *, row_number() OVER (
+            PARTITION BY project, (CAST(:types AS text[]) IS NULL OR type = ANY(CAST(:types AS text[])))
+            ORDER BY priority DESC, created_at, job_id
+        ) AS rank
         FROM jobs WHERE state = 'QUEUED'
     ) AS ranked
     WHERE rank <= :most
     """
 )
+# A paused job prepares nothing, so it takes no place in its project's window; resumed, it may overfill it for a while.
 _ADMITTED = text(
-    "SELECT project, count(*) AS jobs FROM jobs WHERE state IN ('STARTING','RUNNING','CANCELLING') GROUP BY project"
+    "SELECT project, count(*) AS jobs FROM jobs WHERE state IN ('STARTING','RUNNING','PAUSING','CANCELLING') GROUP BY project"
 )
-# A job that is being stopped is given nothing more; its requests end with it.
+# A job that is being stopped is given nothing more; its requests end with it. Nor is one that is being paused.
 _REQUESTS = text(
     """
     SELECT lease_id::text, leases.job_id::text, leases.project, leases.priority, accelerators, accelerator_kind AS kind,
@@ -86,7 +91,9 @@ async def read_snapshot(engine: AsyncEngine, limits: Limits, carried_over: tuple
         async with connection.begin():
             clock = (await connection.execute(_CLOCK)).one()
             most = max(_QUEUED_PER_PROJECT_MAX, limits.prepare_ahead_per_project)
-            queued = await _rows(connection, _QUEUED, most=most)
+            queued = await _rows(
+                connection, _QUEUED, most=most, types=None if limits.job_types is None else sorted(limits.job_types)
+            )
             requests = await _rows(connection, _REQUESTS)
             snapshot = Snapshot(
                 queued=tuple(_queued_job(row) for row in queued),
@@ -114,6 +121,7 @@ def _queued_job(row: RowMapping) -> QueuedJob:
         priority=row["priority"],
         submitted=row["submitted"],
         shape=Shape(row["accelerators"], row["kind"]),
+        job_type=row["type"],
     )
 
 

@@ -3,7 +3,7 @@
 1. Held leases that expired, or whose worker is lost or restarted, end.
 2. Lease requests are granted: highest priority first, then the longest waiting, then by id. Each (project, shape) is a queue
    of its own, so that a head that fits nowhere parks its own queue and no other.
-3. Jobs are admitted, in the same order, while their project's prepare-ahead window has room.
+3. Jobs of a type that has a workflow are admitted, in the same order, while their project's prepare-ahead window has room.
 4. Whatever still waits gets its reason, computed after all decisions, so that it is true of the state they lead to.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 from scheduler.core.capacity import Capacity
-from scheduler.core.reasons import AdmissionWindow, NotEvaluated, Reason
+from scheduler.core.reasons import AdmissionWindow, NotEvaluated, NoWorkflow, Reason
 from scheduler.core.types import (
     Admit,
     EndCause,
@@ -148,6 +148,7 @@ class _AdmissionRound:
     def __init__(self, snapshot: Snapshot, capacity: Capacity, limits: Limits) -> None:
         self._capacity = capacity
         self._window = limits.prepare_ahead_per_project
+        self._job_types = limits.job_types
         self._operations = limits.operations_max
         self._admitted = defaultdict[str, int](int, snapshot.admitted)
         self._jobs = sorted(snapshot.queued, key=_job_order)
@@ -157,7 +158,10 @@ class _AdmissionRound:
 
     def run(self) -> None:
         for job in self._jobs:
-            if (exceeds := self._capacity.exceeds(QueueKey(job.project, job.shape))) is not None:
+            if self._job_types is not None and job.job_type not in self._job_types:
+                # A deployment that has the workflow may come; until then it takes no place in the window from others.
+                self._left.append((job, NoWorkflow(job.job_type, tuple(sorted(self._job_types)))))
+            elif (exceeds := self._capacity.exceeds(QueueKey(job.project, job.shape))) is not None:
                 # It would prepare for nothing. It stays queued, where its owner can see why and cancel it.
                 self._left.append((job, exceeds))
             elif self._admitted[job.project] >= self._window:

@@ -14,12 +14,30 @@ from typing import ClassVar
 class ReasonCode(StrEnum):
     """The reasons in order of precedence: of several that hold, the first is given."""
 
+    NO_WORKFLOW = "NO_WORKFLOW"
     EXCEEDS_MAXIMUM = "EXCEEDS_MAXIMUM"
     QUOTA = "QUOTA"
     ADMISSION_WINDOW = "ADMISSION_WINDOW"
     CAPACITY = "CAPACITY"
     PLACEMENT = "PLACEMENT"
     NOT_EVALUATED = "NOT_EVALUATED"
+
+
+@dataclass(frozen=True, slots=True)
+class NoWorkflow:
+    """Nothing here runs jobs of its type."""
+
+    code: ClassVar[ReasonCode] = ReasonCode.NO_WORKFLOW
+    job_type: str
+    known: tuple[str, ...]
+    """The types that are run."""
+
+    def words(self) -> str:
+        """The reason for people."""
+        return (
+            f"no workflow: no workflow in this deployment runs jobs of type {self.job_type}; "
+            f"it has workflows for {', '.join(self.known)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +135,7 @@ class NotEvaluated:
         return "not yet evaluated: the scheduler carries this over to its next round"
 
 
-Reason = ExceedsMaximum | QuotaReached | AdmissionWindow | NoCapacity | Fragmented | NotEvaluated
+Reason = NoWorkflow | ExceedsMaximum | QuotaReached | AdmissionWindow | NoCapacity | Fragmented | NotEvaluated
 
 
 def _count(number: int, kind: str) -> str:

@@ -46,6 +46,8 @@ class QueuedJob:
     submitted: Micros
     shape: Shape
     """What its leases will ask for."""
+    job_type: str = ""
+    """What kind of job it is: "fine_tune"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class Limits:
     """Most jobs of a project that are admitted and not final."""
     worker_lost_micros: int
     """A worker silent for longer than this is lost."""
+    job_types: frozenset[str] | None = None
+    """The types of job that have a workflow; jobs of others are not admitted. None: every type."""
     operations_max: int = 1_000_000
     """Bound of a round's work, in workers looked at and jobs admitted: never a bound of time, which would make the plan
     depend on the machine."""

@@ -42,7 +42,7 @@ SCORES = c.Scores(
 REGISTERED = c.RegisteredModel(model="answers", version=1, mlflow_version="1", alias="dev")
 
 
-def job_input(job_id: str) -> c.JobInput:
+def job_input(job_id: str, pause: int = 0) -> c.JobInput:
     spec = FineTuneSpec.model_validate(
         {"base_model": "smollm2", "dataset": {"name": "faq", "sha256": "1" * 64}, "output_model": "answers"}
     )
@@ -55,6 +55,7 @@ def job_input(job_id: str) -> c.JobInput:
         base_model_uri="s3://headway/projects/demo/blobs/3",
         base_model_sha256="3" * 64,
         trace_id="4" * 32,
+        pause=pause,
     )
 
 
@@ -72,7 +73,7 @@ Behaviour = Callable[["Cast"], Awaitable[Any]]
 
 @dataclass
 class Cast:
-    """The activities of one play. `train` and `evaluate` take one behaviour after another; without one they succeed."""
+    """The activities of one play. Those with `…_plays` take one behaviour after another; without one they succeed."""
 
     client: Client
     train_plays: list[Behaviour] = field(default_factory=list[Behaviour])
@@ -80,10 +81,18 @@ class Cast:
     prepare_error: ApplicationError | None = None
     grants: bool = True
     finish_plays: list[Behaviour] = field(default_factory=list[Behaviour])
+    release_plays: list[Behaviour] = field(default_factory=list[Behaviour])
+    confirm_plays: list[Behaviour] = field(default_factory=list[Behaviour])
+    prepare_plays: list[Behaviour] = field(default_factory=list[Behaviour])
+    register_plays: list[Behaviour] = field(default_factory=list[Behaviour])
+    pause: int = 0
     attempt: int = 0
     training: asyncio.Event = field(default_factory=asyncio.Event)
     leases: list[str] = field(default_factory=list[str])
     releases: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    reasons: list[str] = field(default_factory=list[str])
+    confirmed: asyncio.Queue[int] = field(default_factory=asyncio.Queue[int])
+    phases: list[str] = field(default_factory=list[str])
     finished: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
 
     def handle(self) -> WorkflowHandle[Any, Any]:
@@ -97,8 +106,11 @@ class Cast:
     @activity.defn
     async def prepare(self, context: c.PhaseContext) -> c.PreparedData:
         assert context.attempt == 0
+        self.phases.append("prepare")
         if self.prepare_error:
             raise self.prepare_error
+        if self.prepare_plays:
+            await self.prepare_plays.pop(0)(self)
         return PREPARED
 
     @activity.defn
@@ -109,7 +121,20 @@ class Cast:
 
     @activity.defn
     async def release_lease(self, release: c.ReleaseLease) -> None:
+        if self.release_plays:
+            await self.release_plays.pop(0)(self)
+        assert release.context.attempt == self.attempt
         self.releases.append((release.lease_id, release.outcome))
+        self.reasons.append(release.reason)
+
+    @activity.defn
+    async def confirm_pause(self, confirm: c.ConfirmPause) -> None:
+        assert len(self.releases) == len(self.leases), "whoever holds still holds no lease"
+        if self.confirm_plays:
+            await self.confirm_plays.pop(0)(self)
+        assert confirm.context.attempt == self.attempt
+        self.phases.append(f"pause {confirm.pause}")
+        self.confirmed.put_nowait(confirm.pause)
 
     @activity.defn
     async def train(self, argument: c.TrainInput) -> c.TrainedModel:
@@ -132,6 +157,8 @@ class Cast:
 
     @activity.defn
     async def register(self, argument: c.RegisterInput) -> c.RegisteredModel:
+        if self.register_plays:
+            await self.register_plays.pop(0)(self)
         return REGISTERED
 
     @activity.defn
@@ -170,12 +197,13 @@ async def _cancel_in_training(cast: Cast, handle: WorkflowHandle[Any, c.JobOutco
     await handle.cancel()
 
 
-async def _answered(handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
-    """Waits until the first lease is asked for and the activity that asked has ended."""
+async def _answered(handle: WorkflowHandle[Any, c.JobOutcome], activities: int = 2) -> None:
+    """Waits until so many activities have ended; after two the first lease is asked for."""
     answered = 0
     async for event in handle.fetch_history_events(wait_new_event=True):
         answered += event.HasField("activity_task_completed_event_attributes")
-        if answered == 2:
+        answered += event.HasField("activity_task_canceled_event_attributes")
+        if answered == activities:
             return
 
 
@@ -193,6 +221,61 @@ async def _lose_lease(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> 
 async def _refuse_lease(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
     await _answered(handle)
     await handle.signal("lease_lost", c.LeaseEnd(lease_id=cast.leases[0], reason="8 accelerators, the largest has 1"))
+
+
+async def _pause(handle: WorkflowHandle[Any, Any], pause: int = 1) -> None:
+    await handle.signal("pause", c.PauseOrder(pause=pause, reason="for the demo"))
+
+
+async def _resume(handle: WorkflowHandle[Any, Any], pause: int = 1) -> None:
+    await handle.signal("resume", c.ResumeOrder(pause=pause))
+
+
+async def pause_from_inside(cast: Cast) -> None:
+    """The pause arrives while the activity runs, which goes on to its end."""
+    await _pause(cast.handle())
+
+
+async def _pause_in_training(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    await cast.training.wait()
+    await _pause(handle)
+    assert await cast.confirmed.get() == 1
+    await _pause(handle)
+    await _resume(handle)
+
+
+async def _pause_in_queue(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    await _answered(handle)
+    await _pause(handle)
+    assert await cast.confirmed.get() == 1
+    cast.grants = True
+    await _resume(handle)
+
+
+async def _resume_when_confirmed(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    await _resume(handle, await cast.confirmed.get())
+
+
+async def _pause_and_think_better(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    await cast.training.wait()
+    await _pause(handle)
+    await _resume(handle)
+
+
+async def _cancel_while_paused(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    await cast.training.wait()
+    await _pause(handle)
+    await cast.confirmed.get()
+    # The confirmation's answer and the cancellation must not meet on their way: see _cancel_in_queue.
+    await _answered(handle, 5)
+    await handle.cancel()
+
+
+async def _preempt(cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:
+    await cast.training.wait()
+    order = c.PreemptOrder(lease_id=cast.leases[0], reason="a machine goes to repair")
+    await handle.signal("preempt", order)
+    await handle.signal("preempt", order)
 
 
 @dataclass(frozen=True)
@@ -229,6 +312,16 @@ def scenarios() -> dict[str, Scenario]:
         "lease_refused": Scenario({"grants": False}, _refuse_lease),
         "cancelled_in_training": Scenario({"train_plays": [until_cancelled]}, _cancel_in_training),
         "cancelled_in_queue": Scenario({"grants": False}, _cancel_in_queue),
+        "paused_in_training": Scenario({"train_plays": [until_cancelled]}, _pause_in_training),
+        "paused_in_queue": Scenario({"grants": False}, _pause_in_queue),
+        "paused_in_preparation": Scenario({"prepare_plays": [pause_from_inside]}, _resume_when_confirmed),
+        "paused_in_the_last_phase": Scenario({"register_plays": [pause_from_inside]}),
+        "pause_taken_back": Scenario({"train_plays": [until_cancelled]}, _pause_and_think_better),
+        "begun_paused": Scenario({"pause": 3}, _resume_when_confirmed),
+        "granted_while_paused": Scenario({"grants": False, "confirm_plays": [_grant_too_late()]}, _pause_in_queue),
+        "granted_while_withdrawn": Scenario({"grants": False, "release_plays": [_grant_too_late()]}, _pause_in_queue),
+        "cancelled_while_paused": Scenario({"train_plays": [until_cancelled]}, _cancel_while_paused),
+        "preempted_on_request": Scenario({"train_plays": [until_cancelled]}, _preempt),
         "granted_while_cancelled": Scenario({"grants": False, "finish_plays": [_grant_too_late()]}, _cancel_in_queue),
     }
 
@@ -236,7 +329,7 @@ def scenarios() -> dict[str, Scenario]:
 async def play(client: Client, job_id: str, scenario: Scenario) -> tuple[Cast, c.JobOutcome]:
     """Plays a scenario to its end; returns the cast and the outcome."""
     cast = Cast(client, **scenario.cast)
-    telling = [cast.request_lease, cast.release_lease, cast.gate, cast.finish_job]
+    telling = [cast.request_lease, cast.release_lease, cast.confirm_pause, cast.gate, cast.finish_job]
     phases = [cast.prepare, cast.package, cast.register]
     throttle = timedelta(seconds=0.2)
     async with (
@@ -252,7 +345,7 @@ async def play(client: Client, job_id: str, scenario: Scenario) -> tuple[Cast, c
     ):
         handle = await client.start_workflow(
             FineTuneWorkflow.run,
-            job_input(job_id),
+            job_input(job_id, cast.pause),
             id=job_id,
             task_queue=CPU_QUEUE,
             retry_policy=RetryPolicy(maximum_attempts=1),

@@ -85,14 +85,76 @@ async def test_a_job_that_kills_every_attempt_is_given_up(client: Client) -> Non
 async def test_preemption_does_not_count_against_the_job(client: Client) -> None:
     cast, outcome = await run(client, "preempted")
     assert outcome.state == "SUCCEEDED"
-    assert outcomes(cast) == ["lost", "lost", "completed", "completed"]
+    assert outcomes(cast) == ["preempted", "preempted", "completed", "completed"]
+    assert cast.reasons[:2] == ["PREEMPTED: signal 9"] * 2
 
 
-@pytest.mark.parametrize("name", ["cancelled_in_training", "cancelled_in_queue"])
-async def test_cancellation_gives_everything_back(client: Client, name: str) -> None:
+async def test_a_lost_attempt_says_why(client: Client) -> None:
+    cast, _ = await run(client, "runner_crashed")
+    assert cast.reasons == ["RUNNER_CRASHED: signal 9", "", ""]
+
+
+async def test_a_lease_that_is_asked_back_is_given_back_and_another_asked_for(client: Client) -> None:
+    cast, outcome = await run(client, "preempted_on_request")
+    assert outcome.state == "SUCCEEDED"
+    assert outcomes(cast) == ["preempted", "completed", "completed"]
+    assert cast.reasons[0] == "DISPLACED: the lease was asked back: a machine goes to repair"
+
+
+@pytest.mark.parametrize("name", ["paused_in_training", "paused_in_queue"])
+async def test_a_pause_gives_the_lease_back_and_asks_for_none_until_resumed(client: Client, name: str) -> None:
+    cast, outcome = await run(client, name)
+    assert outcome.state == "SUCCEEDED"
+    assert outcomes(cast) == ["preempted", "completed", "completed"]
+    assert cast.reasons[0] == "PAUSED: the job is to pause: for the demo"
+    assert cast.confirmed.empty(), "a pause that ended is not confirmed again, however often it is asked for"
+
+
+async def test_a_pause_waits_for_a_cpu_phase(client: Client) -> None:
+    cast, outcome = await run(client, "paused_in_preparation")
+    assert outcome.state == "SUCCEEDED"
+    assert cast.phases == ["prepare", "pause 1"]
+    assert outcomes(cast) == ["completed", "completed"]
+
+
+async def test_a_workflow_that_begins_paused_does_nothing_before_it_is_resumed(client: Client) -> None:
+    cast, outcome = await run(client, "begun_paused")
+    assert outcome.state == "SUCCEEDED"
+    assert cast.phases == ["pause 3", "prepare"]
+
+
+async def test_a_job_whose_last_phase_ends_while_it_is_to_pause_ends(client: Client) -> None:
+    cast, outcome = await run(client, "paused_in_the_last_phase")
+    assert outcome.state == "SUCCEEDED"
+    assert cast.confirmed.empty()
+
+
+async def test_a_pause_that_is_taken_back_costs_a_lease_and_nothing_else(client: Client) -> None:
+    cast, outcome = await run(client, "pause_taken_back")
+    assert outcome.state == "SUCCEEDED"
+    assert outcomes(cast) == ["preempted", "completed", "completed"]
+    assert cast.confirmed.empty()
+
+
+@pytest.mark.parametrize("name", ["granted_while_paused", "granted_while_withdrawn"])
+async def test_a_grant_that_overtakes_the_pause_moves_the_attempt_on(client: Client, name: str) -> None:
+    cast, outcome = await run(client, name)
+    assert outcome.state == "SUCCEEDED"
+    assert outcomes(cast) == ["preempted", "completed", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "released"),
+    [
+        ("cancelled_in_training", ["cancelled"]),
+        ("cancelled_in_queue", ["cancelled"]),
+        ("cancelled_while_paused", ["preempted"]),
+    ],
+)
+async def test_cancellation_gives_everything_back(client: Client, name: str, released: list[str]) -> None:
     cast, outcome = await run(client, name)
     assert outcome.state == "CANCELLED"
-    assert outcomes(cast) == ["cancelled"]
+    assert outcomes(cast) == released
     assert [state for state, _ in cast.finished] == ["CANCELLED"]
 
 

@@ -34,7 +34,7 @@ _PROCESS = "the CPU worker"
 async def serve(settings: Settings, health: HealthServer, stop: asyncio.Event) -> None:
     """Runs the CPU worker until it is asked to stop."""
     temporal = require(settings.temporal, "temporal", _PROCESS)
-    control_plane = ControlPlane(require(settings.control_plane, "control_plane", _PROCESS).address)
+    control_plane = ControlPlane.of(settings, _PROCESS)
     scratch = Scratch(settings.worker.scratch_dir, "cpu", settings.worker.name)
     try:
         if client := await unless_stopped(connect(temporal), stop):
@@ -56,6 +56,7 @@ def _workers(client: Client, settings: Settings, control_plane: ControlPlane, sc
         activities=[
             bookkeeping.request_lease,
             bookkeeping.release_lease,
+            bookkeeping.confirm_pause,
             bookkeeping.finish_job,
             GateActivity(control_plane).gate,
         ],

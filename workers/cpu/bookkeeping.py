@@ -8,13 +8,13 @@ from temporalio import activity
 from headway_client.errors import HeadwayError
 from workers.activities import translated
 from workers.control_plane import LEASE_NOT_HELD, ControlPlane
-from workers.workflows.contracts import FinishedJob, FinishJob, ReleaseLease, RequestLease
+from workers.workflows.contracts import ConfirmPause, FinishedJob, FinishJob, ReleaseLease, RequestLease
 
 _log = structlog.get_logger()
 
 
 class BookkeepingActivities:
-    """The activities `request_lease`, `release_lease` and `finish_job`. All are safe to repeat."""
+    """The activities `request_lease`, `release_lease`, `confirm_pause` and `finish_job`. All are safe to repeat."""
 
     def __init__(self, control_plane: ControlPlane) -> None:
         self._control_plane = control_plane
@@ -30,12 +30,19 @@ class BookkeepingActivities:
         """Gives a lease back, or withdraws its request."""
         with translated(release.context):
             try:
-                await self._control_plane.release_lease(release.context.job.job_id, release.lease_id, release.outcome)
+                await self._control_plane.release_lease(release.context, release.lease_id, release.outcome, release.reason)
             except HeadwayError as error:
                 if error.reason != LEASE_NOT_HELD:
                     raise
                 # The request never arrived, so there is nothing to give back.
                 _log.info("no such lease to release", lease_id=release.lease_id)
+
+    @activity.defn
+    async def confirm_pause(self, confirm: ConfirmPause) -> None:
+        """Says that the job holds still."""
+        with translated(confirm.context):
+            state = await self._control_plane.confirm_pause(confirm.context, confirm.pause)
+            _log.info("job holds still", state=state, pause=confirm.pause)
 
     @activity.defn
     async def finish_job(self, finish: FinishJob) -> FinishedJob:

@@ -27,7 +27,7 @@ async def serve(settings: Settings, health: HealthServer, stop: asyncio.Event) -
     """Runs the GPU worker until it is asked to stop."""
     temporal = require(settings.temporal, "temporal", _PROCESS)
     require(settings.s3, "s3", _PROCESS)  # For the agents, which would find out much later.
-    control_plane = ControlPlane(require(settings.control_plane, "control_plane", _PROCESS).address)
+    control_plane = ControlPlane.of(settings, _PROCESS)
     scratch = Scratch(settings.worker.scratch_dir, "gpu", settings.worker.name)
     offered = await asyncio.to_thread(detect, settings.worker.accelerators)
     heartbeat = CapacityHeartbeat(control_plane, settings.worker.name, scratch.incarnation, offered)

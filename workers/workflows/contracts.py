@@ -32,6 +32,8 @@ class JobInput(_Message):
     trace_id: str
     attempt: int = 0
     """The job's attempt when this workflow began: 0, or more when it replaces one that Temporal lost."""
+    pause: int = 0
+    """The pause that held when this workflow began; 0: none."""
 
 
 class LeaseGrant(_Message):
@@ -51,6 +53,28 @@ class LeaseEnd(_Message):
 
     lease_id: str
     reason: str
+
+
+class PauseOrder(_Message):
+    """Signal `pause`: the job is to hold still, without a lease, until it is resumed."""
+
+    pause: int
+    """Its number; pauses count 1, 2, 3, … within a job."""
+    reason: str = ""
+
+
+class ResumeOrder(_Message):
+    """Signal `resume`: the job goes on."""
+
+    pause: int
+    """The pause that ends, and with it every earlier one."""
+
+
+class PreemptOrder(_Message):
+    """Signal `preempt`: a lease is to be given back, and a new one asked for."""
+
+    lease_id: str
+    reason: str = ""
 
 
 class DataViolation(_Message):
@@ -120,7 +144,16 @@ class ReleaseLease(_Message):
     context: PhaseContext
     lease_id: str
     outcome: str
-    """"completed", "failed", "cancelled" or "lost"."""
+    """"completed", "failed", "cancelled", "lost" or "preempted"."""
+    reason: str = ""
+    """Why, when lost or preempted."""
+
+
+class ConfirmPause(_Message):
+    """Says that the job holds still."""
+
+    context: PhaseContext
+    pause: int
 
 
 class TrainInput(_Message):
@@ -242,7 +275,7 @@ class FinishedJob(_Message):
 
 
 class LossReason(StrEnum):
-    """Why an attempt ended without a verdict on the job. All but PREEMPTED count against the phase's retry profile."""
+    """Why an attempt ended without a verdict on the job. All but PREEMPTED, DISPLACED and PAUSED count as lost."""
 
     RUNNER_CRASHED = "RUNNER_CRASHED"
     """The runner died of a signal, or of a fault of its own."""
@@ -256,6 +289,10 @@ class LossReason(StrEnum):
     """The object store or the control plane could not be reached for too long."""
     PREEMPTED = "PREEMPTED"
     """The runner stopped at a checkpoint because its worker was asked to stop."""
+    DISPLACED = "DISPLACED"
+    """The runner stopped at a checkpoint because somebody asked for its lease."""
+    PAUSED = "PAUSED"
+    """The runner stopped at a checkpoint, or the request for a lease was withdrawn, because the job is to pause."""
 
 
 class AttemptLoss(_Message):

@@ -8,12 +8,11 @@ The workflow only drives. Postgres decides: which attempt is current, who holds 
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 # `from package import module` would load the module a second time inside the sandbox; name what is needed instead.
 with workflow.unsafe.imports_passed_through():
     import asyncio
-    from datetime import timedelta
 
     from control_plane.jobs.states import FailureKind, JobState
     from workers.workflows.contracts import (
@@ -28,18 +27,18 @@ with workflow.unsafe.imports_passed_through():
         LeaseEnd,
         LeaseGrant,
         PackageInput,
+        PauseOrder,
+        PreemptOrder,
         RegisteredModel,
         RegisterInput,
+        ResumeOrder,
         Scores,
         TrainedModel,
         TrainInput,
     )
-    from workers.workflows.failures import STALE_ATTEMPT, PhaseFailedError, failure_of, is_stale
+    from workers.workflows.failures import PhaseFailedError, failure_of
     from workers.workflows.leasing import Leases, shielded, stop_if_cancelled
     from workers.workflows.steps import EVALUATE, FINISH_JOB, GATE, PACKAGE, PREPARE, REGISTER, TRAIN
-
-_SIGNAL_PATIENCE = timedelta(minutes=5)
-"""A grant is committed before it is signalled; this is how long its signal may be under way."""
 
 
 @workflow.defn(name="FineTuneWorkflow")
@@ -48,7 +47,6 @@ class FineTuneWorkflow:
 
     @workflow.init
     def __init__(self, job: JobInput) -> None:
-        self._job = job
         self._leases = Leases(job)
 
     @workflow.signal
@@ -60,6 +58,21 @@ class FineTuneWorkflow:
     def lease_lost(self, end: LeaseEnd) -> None:
         """A lease ended under its holder."""
         self._leases.lose(end)
+
+    @workflow.signal
+    def preempt(self, order: PreemptOrder) -> None:
+        """A lease is to be given back, and a new one asked for."""
+        self._leases.preempt(order)
+
+    @workflow.signal
+    def pause(self, order: PauseOrder) -> None:
+        """The job is to hold still."""
+        self._leases.pause(order)
+
+    @workflow.signal
+    def resume(self, order: ResumeOrder) -> None:
+        """The job goes on."""
+        self._leases.resume(order)
 
     @workflow.run
     async def run(self, job: JobInput) -> JobOutcome:
@@ -98,34 +111,25 @@ class FineTuneWorkflow:
             )
             return EVALUATE.start(argument, grant, left)
 
+        await self._leases.hold()
         prepared = await PREPARE.run(leases.context())
-        stop_if_cancelled()
         trained = await leases.run(LeasedPhase.TRAIN, start_training)
-        stop_if_cancelled()
         scores = await leases.run(LeasedPhase.EVALUATE, start_evaluation)
-        stop_if_cancelled()
+        await self._next()
         decision = await GATE.run(GateInput(context=leases.context(), scores=scores))
         if not decision.passed:
             raise PhaseFailedError(JobFailure(kind=FailureKind.GATE_REFUSED, message=decision.explanation))
-        stop_if_cancelled()
+        await self._next()
         package = await PACKAGE.run(PackageInput(context=leases.context(), prepared=prepared, trained=trained, scores=scores))
-        stop_if_cancelled()
+        await self._next()
         return await REGISTER.run(RegisterInput(context=leases.context(), package=package, scores=scores))
 
-    async def _finish(self, state: JobState, failure: JobFailure | None) -> FinishedJob:
-        while True:
-            context = self._leases.context()
-            try:
-                return await FINISH_JOB.run(FinishJob(context=context, state=state.value, failure=failure))
-            except ActivityError as error:
-                if not is_stale(error):
-                    raise
-            await self._newer_attempt(context.attempt)
+    async def _next(self) -> None:
+        """Between two phases: whoever asked for an end or a pause while the last one ran gets it now."""
+        stop_if_cancelled()
+        await self._leases.hold()
 
-    async def _newer_attempt(self, known: int) -> None:
-        # A lease granted while the job was being stopped has moved the attempt on, and its signal is still under way.
-        try:
-            await workflow.wait_condition(lambda: self._leases.attempt > known, timeout=_SIGNAL_PATIENCE)
-        except TimeoutError:
-            message = f"attempt {known} of job {self._job.job_id} is not current; another workflow runs this job"
-            raise ApplicationError(message, type=STALE_ATTEMPT, non_retryable=True) from None
+    async def _finish(self, state: JobState, failure: JobFailure | None) -> FinishedJob:
+        return await self._leases.tell(
+            lambda context: FINISH_JOB.run(FinishJob(context=context, state=state.value, failure=failure))
+        )

@@ -126,4 +126,5 @@ PACKAGE = Step[c.PackageInput, c.Package](
 REGISTER = Step[c.RegisterInput, c.RegisteredModel](
     "register", c.RegisteredModel, timedelta(minutes=10), _PATIENT, _DAY, timedelta(seconds=30), CPU_PHASE_QUEUE
 )
+CONFIRM_PAUSE = Step[c.ConfirmPause, None]("confirm_pause", None, _RPC, _TENACIOUS, 30 * _DAY)
 FINISH_JOB = Step[c.FinishJob, c.FinishedJob]("finish_job", c.FinishedJob, _RPC, _TENACIOUS, 30 * _DAY)

@@ -21,6 +21,7 @@ from headway.jobs.v1 import job_event_pb2, job_pb2, job_spec_pb2
 from headway.registry.v1 import registry_service_pb2
 from headway_client import telemetry
 from headway_client.client import Client
+from headway_client.credentials import FileToken
 from tests.integration.conftest import Stack
 from tests.small_model import write_small_gguf
 
@@ -71,7 +72,12 @@ class System:
         }
 
     def client(self) -> Client:
-        return Client(self.address)
+        return Client(self.address, token=FileToken(self.token_file))
+
+    @property
+    def token_file(self) -> Path:
+        """The administrator's."""
+        return Path(self._stack.state.admin_token_file)
 
     def read(self, uri: str) -> bytes:
         """An object's bytes."""
@@ -123,6 +129,13 @@ class System:
             if event.type == kind:
                 return event
         raise AssertionError(f"job {job_id} ended without an event of kind {kind}: {self.finished(job_id)}")
+
+    def await_state(self, job_id: str, state: job_pb2.JobState.ValueType) -> None:
+        """Returns as soon as the job is, or was, in a state."""
+        for event in self._watched(job_id):
+            if event.state == state:
+                return
+        raise AssertionError(f"job {job_id} ended without having been {state}: {self.finished(job_id)}")
 
     def _watched(self, job_id: str) -> Generator[job_event_pb2.JobEvent]:
         ends_at = time.monotonic() + DEADLINE_SECONDS
@@ -248,6 +261,8 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def system(stack: Stack, small_model: Path) -> System:
     running = System(stack)
+    with running.client() as client:
+        client.create_project(PROJECT)
     running.add_dataset(DATASET, running.data)
     running.add_base_model(BASE_MODEL, small_model)
     return running

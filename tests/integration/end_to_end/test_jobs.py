@@ -151,6 +151,45 @@ def test_a_cancel_in_mid_training_gives_everything_back(system: System) -> None:
         assert all(worker.accelerators_leased == 0 for worker in client.list_workers())
 
 
+def _outcomes(events: list[job_event_pb2.JobEvent]) -> list[str]:
+    ended = [event for event in events if event.type == job_event_pb2.JOB_EVENT_TYPE_LEASE_ENDED]
+    return [MessageToDict(event.detail)["outcome"] for event in ended]
+
+
+def test_a_pause_in_mid_training_costs_no_step_and_frees_the_accelerator(system: System, uninterrupted: job_pb2.Job) -> None:
+    job_id = system.submit("pause")
+    system.await_event(job_id, job_event_pb2.JOB_EVENT_TYPE_CHECKPOINT_COMMITTED)
+    with system.client() as client:
+        client.pause_job(job_id, reason="somebody else is in a hurry")
+    system.await_state(job_id, job_pb2.JOB_STATE_PAUSED)
+    assert not system.training_processes()
+    # The machine has one accelerator: another job can only end if this one let go of it.
+    assert system.finished(system.submit("in a hurry", steps=2)).state == job_pb2.JOB_STATE_SUCCEEDED
+    with system.client() as client:
+        assert client.get_job(job_id).state == job_pb2.JOB_STATE_PAUSED
+        client.resume_job(job_id)
+    job, events = system.finished(job_id), system.events(job_id)
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.failure
+    assert _outcomes(events) == ["preempted", "completed", "completed"]
+    assert not [event for event in events if event.type == job_event_pb2.JOB_EVENT_TYPE_ATTEMPT_LOST]
+    [resumed] = [event for event in events if event.type == job_event_pb2.JOB_EVENT_TYPE_RESUMED and event.attempt == 2]
+    assert MessageToDict(resumed.detail)["step"] >= 2
+    assert _adapter_sha256(system, job) == _adapter_sha256(system, uninterrupted), "the finished model is the same model"
+
+
+def test_a_preempted_job_goes_on_under_another_lease(system: System, uninterrupted: job_pb2.Job) -> None:
+    job_id = system.submit("preempt")
+    system.await_event(job_id, job_event_pb2.JOB_EVENT_TYPE_CHECKPOINT_COMMITTED)
+    with system.client() as client:
+        client.preempt_job(job_id, reason="a machine goes to repair")
+    job, events = system.finished(job_id), system.events(job_id)
+    assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.failure
+    assert _outcomes(events) == ["preempted", "completed", "completed"]
+    [ended, *_] = [event for event in events if event.type == job_event_pb2.JOB_EVENT_TYPE_LEASE_ENDED]
+    assert "a machine goes to repair" in MessageToDict(ended.detail)["reason"]
+    assert _adapter_sha256(system, job) == _adapter_sha256(system, uninterrupted)
+
+
 def test_unusable_rows_are_named_and_no_gpu_is_asked_for(system: System, tmp_path: Path) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text('{"prompt": "fine", "completion": "fine"}\n{"prompt": "", "completion": 7}\nnot json\n', encoding="utf-8")
@@ -211,6 +250,7 @@ def test_the_example_job_runs_from_the_command_line(system: System, small_model:
     system.add_base_model("smollm2-135m-instruct", small_model)
     system.add_dataset("chatterbot-english", system.data, project="demo")
     submit = ["submit", "examples/fine_tune.yaml", "--watch", "--json", "--address", system.address]
+    submit += ["--token-file", str(system.token_file)]
     ran = subprocess.run(
         [sys.executable, "-m", "headway_client.cli", *submit],
         cwd=ROOT,

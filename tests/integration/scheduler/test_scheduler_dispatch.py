@@ -79,12 +79,23 @@ async def test_dispatches_each_job_in_order_and_once(
     jobs = [await admitted(world) for _ in range(20)]
     for job_id in jobs:
         await world.send(job_id, "signal_lease_granted", GRANT)
+        await world.send(job_id, "signal_preempt", {"lease_id": "l1", "reason": "repair"})
+        await world.send(job_id, "signal_pause", {"pause": 1, "reason": "lunch"})
+        await world.send(job_id, "signal_resume", {"pause": 1})
         await world.send(job_id, "signal_lease_lost", {"lease_id": "l1", "reason": "the worker is silent"})
         await world.send(job_id, "cancel_workflow")
     await drain(dispatcher)
 
     for job_id in jobs:
-        assert await received(temporal, job_id) == ["started", "lease_granted", "lease_lost", "cancelled"]
+        assert await received(temporal, job_id) == [
+            "started",
+            "lease_granted",
+            "preempt",
+            "pause",
+            "resume",
+            "lease_lost",
+            "cancelled",
+        ]
         assert {row.state for row in await outbox(world, job_id)} == {"done"}
     description = await temporal.get_workflow_handle(jobs[0]).describe()
     assert (description.workflow_type, description.task_queue) == ("FineTuneWorkflow", queue_without_workers)
@@ -104,6 +115,19 @@ async def test_the_workflow_is_given_the_stored_job_and_its_trace(
     assert argument.spec.dataset.sha256 == "a" * 64
     (header,) = await temporal.data_converter.decode([started.header.fields["_tracer-data"]])
     assert TRACE_ID in header["traceparent"]
+
+
+@pytest.mark.parametrize(("state", "pause"), [("STARTING", 0), ("PAUSING", 2), ("PAUSED", 2), ("RUNNING", 0)])
+async def test_the_workflow_of_a_paused_job_begins_paused(
+    world: World, temporal: Client, dispatcher: Dispatcher, state: str, pause: int
+) -> None:
+    job_id = await admitted(world)
+    await world.execute("UPDATE jobs SET state = :state, pauses = 2 WHERE job_id = :id", state=state, id=job_id)
+    await drain(dispatcher)
+    history = await temporal.get_workflow_handle(job_id).fetch_history()
+    started = history.events[0].workflow_execution_started_event_attributes
+    (argument,) = await temporal.data_converter.decode(started.input.payloads, [JobInput])
+    assert argument.pause == pause
 
 
 async def test_a_crash_before_the_record_repeats_harmlessly(world: World, temporal: Client, dispatcher: Dispatcher) -> None:

@@ -65,6 +65,38 @@ async def test_a_workflow_that_closed_without_a_word_fails_its_job(
     assert (await world.row("SELECT state FROM leases WHERE lease_id = :id", id=lease_id)).state == "ENDED"
 
 
+@pytest.mark.parametrize("state", ["PAUSING", "PAUSED"])
+async def test_a_paused_job_whose_workflow_was_lost_gets_another_and_stays_paused(
+    world: World, reconciler: Reconciler, state: str
+) -> None:
+    job_id = await world.job(state=state)
+    await reconciler.reconcile()
+    job = await world.row(JOB, id=job_id)
+    assert (job.state, job.attempt) == (state, 1)
+    start = await world.row("SELECT * FROM outbox WHERE job_id = :id AND state = 'ready'", id=job_id)
+    assert (start.kind, start.dedupe_key) == ("start_workflow", f"start/{job_id}/1")
+    lost = await world.row("SELECT detail FROM job_events WHERE type = 'ATTEMPT_LOST' AND job_id = :id", id=job_id)
+    assert lost.detail == {"reason": "Temporal lost the job's workflow"}
+
+
+async def test_a_paused_job_whose_workflow_closed_without_a_word_fails(
+    world: World, temporal: Client, reconciler: Reconciler
+) -> None:
+    job_id = await world.job(state="PAUSED")
+    await start(temporal, job_id)
+    await temporal.get_workflow_handle(job_id).terminate()
+    await reconciler.reconcile()
+    assert await world.state(job_id) == "FAILED"
+
+
+async def test_a_job_paused_before_its_admission_has_no_workflow_to_miss(world: World, reconciler: Reconciler) -> None:
+    job_id = await world.job()
+    await world.execute("UPDATE jobs SET state = 'PAUSED' WHERE job_id = :id", id=job_id)
+    await reconciler.reconcile()
+    job = await world.row(JOB, id=job_id)
+    assert (job.state, job.attempt) == ("PAUSED", 0)
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["closed", "lost"])
 async def test_a_job_that_was_being_stopped_is_cancelled(
     world: World, temporal: Client, reconciler: Reconciler, known: bool

@@ -10,8 +10,9 @@ from scheduler_world import TRACE_ID, World
 
 from control_plane.db.engine import in_transaction
 from control_plane.db.leases import end_lease
+from control_plane.jobs.workflows import waiting_without_workflow
 from control_plane.settings import SchedulerSettings
-from scheduler import loop
+from scheduler import loop, snapshot
 from scheduler.core import Limits, Micros, Plan, Snapshot, plan
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
@@ -51,6 +52,23 @@ async def test_admits_the_most_urgent_jobs_into_the_window(world: World, leader:
     assert waiting.state == "QUEUED"
     assert waiting.waiting_reason == "admission: 2 of the project's jobs are under way; at most 2 may be"
     assert (await world.row("SELECT state FROM outbox WHERE job_id = :id", id=low)).state == "held"
+
+
+async def test_jobs_that_nothing_runs_wait_and_are_in_nobodys_way(
+    world: World, leader: Leadership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As few are looked at as can be: what cannot start must not be all that is seen.
+    monkeypatch.setattr(snapshot, "_QUEUED_PER_PROJECT_MAX", 1)
+    waiting = [await world.job(priority=900, job_type="hpo") for _ in range(3)]
+    runs = await world.job(priority=1)
+    await rounds_of(world, leader, prepare_ahead_per_project=1).round()
+
+    assert await world.state(runs) == "STARTING"
+    assert [await world.state(job) for job in waiting] == ["QUEUED"] * 3
+    seen = await world.row(
+        "SELECT count(*) AS jobs FROM jobs WHERE waiting_reason = :words", words=waiting_without_workflow("hpo")
+    )
+    assert seen.jobs == 1
 
 
 async def test_a_grant_is_the_next_attempt_and_one_signal(world: World, leader: Leadership) -> None:
@@ -120,6 +138,8 @@ async def test_a_lease_that_expires_ends_as_lost_and_is_settled(world: World, le
     assert 90_000 <= lease.accelerator_ms < 100_000
     assert (await world.row(JOB, id=job_id)).accelerator_ms == {"cpu": lease.accelerator_ms}
     assert await world.events(job_id) == ["LEASE_GRANTED 1", "LEASE_ENDED 1", "ATTEMPT_LOST 1"]
+    told = await world.rows("SELECT detail FROM job_events WHERE job_id = :id AND type <> 'LEASE_GRANTED'", id=job_id)
+    assert [row.detail["reason"] for row in told] == ["the lease was not renewed in time"] * 2
     signals = await world.rows(SENT, id=job_id)
     assert [signal.kind for signal in signals] == ["signal_lease_granted", "signal_lease_lost"]
     assert signals[1].payload == {"lease_id": lease_id, "reason": "the lease was not renewed in time"}
@@ -217,6 +237,29 @@ async def test_a_job_that_is_being_stopped_is_given_nothing(world: World, leader
     lease_id = await world.request(await world.job(state="CANCELLING"))
     await rounds_of(world, leader).round()
     assert (await world.row(LEASE, id=lease_id)).state == "REQUESTED"
+
+
+@pytest.mark.parametrize("state", ["PAUSING", "PAUSED"])
+async def test_a_job_that_is_paused_or_about_to_be_is_given_nothing(world: World, leader: Leadership, state: str) -> None:
+    await world.worker()
+    lease_id = await world.request(await world.job(state=state))
+    await rounds_of(world, leader).round()
+    assert (await world.row(LEASE, id=lease_id)).state == "REQUESTED"
+
+
+async def test_a_paused_job_takes_no_place_in_the_window(world: World, leader: Leadership) -> None:
+    await world.job(state="PAUSED")
+    paused_before_admission = await world.job(priority=900)
+    await world.execute("UPDATE jobs SET state = 'PAUSED' WHERE job_id = :id", id=paused_before_admission)
+    first, second = await world.job(priority=500), await world.job(priority=400)
+    await rounds_of(world, leader, prepare_ahead_per_project=1).round()
+    assert await world.state(first) == "STARTING"
+    await world.execute("UPDATE jobs SET state = 'PAUSING' WHERE job_id = :id", id=first)
+    await rounds_of(world, leader, prepare_ahead_per_project=1).round()
+    assert [await world.state(job) for job in (second, paused_before_admission)] == ["QUEUED", "PAUSED"]
+    await world.execute("UPDATE jobs SET state = 'PAUSED' WHERE job_id = :id", id=first)
+    await rounds_of(world, leader, prepare_ahead_per_project=1).round()
+    assert await world.state(second) == "STARTING"
 
 
 async def test_a_job_without_resources_stops_no_other(world: World, leader: Leadership) -> None:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import pytest
 from pydantic import SecretStr
 
@@ -23,10 +22,12 @@ from control_plane.settings import (
     S3Settings,
     SchedulerSettings,
     Settings,
+    WorkerSettings,
 )
 from deploy.one_machine.probes import s3_client
 from headway.logs.v1 import log_record_pb2
 from headway.logs.v1 import log_service_pb2 as logs_pb
+from tests.integration.control_plane.callers import IDENTITY, WORKER_TOKEN
 from tests.integration.control_plane.conftest import Api
 from workers.gpu.agent import agent
 from workers.gpu.agent.spec import AgentResult, AgentSpec
@@ -180,7 +181,13 @@ class World:
 @pytest.fixture
 async def world(postgres_dsn: str, s3_settings: S3Settings, tmp_path: Path) -> AsyncIterator[World]:
     postgres = PostgresSettings(dsn=SecretStr(postgres_dsn), pool_size=8)
-    settings = Settings(postgres=postgres, s3=s3_settings, scheduler=SchedulerSettings(lease_seconds=LEASE_SECONDS))
+    settings = Settings(
+        postgres=postgres,
+        s3=s3_settings,
+        identity=IDENTITY,
+        scheduler=SchedulerSettings(lease_seconds=LEASE_SECONDS),
+        worker=WorkerSettings(token=SecretStr(WORKER_TOKEN)),
+    )
     control_plane = Restartable(settings)
     await control_plane.start()
     engine = create_engine(postgres)
@@ -191,8 +198,8 @@ async def world(postgres_dsn: str, s3_settings: S3Settings, tmp_path: Path) -> A
     files = await asyncio.to_thread(upload, store, inputs, "projects/support")
     prepared = c.PreparedData(dataset=files, base_model=files, train_rows=1, eval_rows=1, train_tokens=1, eval_tokens=1)
     own = ControlPlaneSettings(address=control_plane.address)
-    async with grpc.aio.insecure_channel(control_plane.address) as channel:
-        api = Api(channel, engine, s3_settings)
+    assert control_plane.running is not None
+    async with Api(control_plane.running.port, engine, s3_settings) as api:
         yield World(
             api,
             control_plane,

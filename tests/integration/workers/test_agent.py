@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from control_plane.jobs.states import FailureKind
 from headway.logs.v1 import log_record_pb2
+from tests.integration.control_plane.callers import WORKER_TOKEN
 from tests.integration.workers.conftest import LEASE_SECONDS, Attempt, World
 from tests.processes import until
 from workers.gpu.agent.agent import exit_code
@@ -17,18 +21,24 @@ from workers.stored_files import read_file_set
 from workers.workflows.contracts import LossReason, StoredFiles
 
 
-def runners(attempt: Attempt) -> list[str]:
-    """Command lines of what still runs of an attempt's runner."""
+def processes(attempt: Attempt) -> list[Path]:
+    """What runs of an attempt's runner now, as folders of /proc."""
     mark = str(attempt.spec.workdir).encode()
-    found: list[str] = []
+    found: list[Path] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if mark in command:
-                found.append(command.replace(b"\0", b" ").decode())
+            with suppress(OSError):
+                if mark in (entry / "cmdline").read_bytes():
+                    found.append(entry)
+    return found
+
+
+def runners(attempt: Attempt) -> list[str]:
+    """Command lines of what still runs of an attempt's runner."""
+    found: list[str] = []
+    for process in processes(attempt):
+        with suppress(OSError):  # it may have ended since it was seen
+            found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found
 
 
@@ -97,6 +107,23 @@ async def test_asked_to_stop_it_saves_and_says_preempted(world: World) -> None:
     assert "at step 3" in assert_lost(result, LossReason.PREEMPTED)
     assert exit_code(result) == ExitCode.PREEMPTED
     assert [event["step"] for event in await attempt.events("CHECKPOINT_COMMITTED")] == [2, 3]
+
+
+async def test_the_training_process_sees_no_credential(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a deployment may pass the worker's token on; what the worker knows, its runner must not.
+    monkeypatch.setenv("HEADWAY_WORKER__TOKEN", WORKER_TOKEN)
+    attempt = await world.attempt({3: "wait"})
+    running = asyncio.create_task(attempt.run())
+    await attempt.until_step(3)
+    seen = [process.read_bytes() for process in processes(attempt) for process in (process / "environ", process / "cmdline")]
+    assert len(seen) >= 2
+    seen += [path.read_bytes() for path in attempt.spec.workdir.rglob("*") if path.is_file()]
+    attempt.stop.set()
+    await running
+    for content in seen:
+        assert WORKER_TOKEN.encode() not in content
+        assert b"hwa_" not in content
+        assert b"HEADWAY_WORKER" not in content
 
 
 async def test_asked_to_stop_before_the_runner_began_it_does_not_begin(world: World) -> None:

@@ -37,7 +37,13 @@ Spec = Callable[..., TrainSpec]
 def spec(base_model: Path, prepared: Path, tmp_path: Path) -> Spec:
     def make(*, dropout: float = 0.0, output: str = "out", **changes: Any) -> TrainSpec:
         outer = {name: changes.pop(name) for name in list(changes) if name in TrainSpec.model_fields}
-        training = {"steps": 6, "micro_batch_size": 4, "checkpoint_every_steps": 2, "warmup_steps": 0, **changes}
+        training: dict[str, Any] = {
+            "steps": 6,
+            "micro_batch_size": 4,
+            "checkpoint_every_steps": 2,
+            "warmup_steps": 0,
+            **changes,
+        }
         fields: dict[str, Any] = {
             "base_model_dir": base_model,
             "train_path": prepared / "train.jsonl",

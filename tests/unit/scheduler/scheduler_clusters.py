@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scheduler.core import HeldLease, LeaseRequest, Limits, Micros, Plan, QueuedJob, QueueKey, Shape, Snapshot, Worker
 
 NOW = Micros(1_000_000)
-LIMITS = Limits(prepare_ahead_per_project=2, worker_lost_micros=100)
+LIMITS = Limits(prepare_ahead_per_project=2, worker_lost_micros=100, job_types=frozenset({"fine_tune"}))
 PROJECTS: tuple[str, ...] = ("red", "blue")
 KINDS: tuple[str, ...] = ("cpu", "h100")
 SHAPES = st.builds(Shape, st.integers(1, 5), st.sampled_from((*KINDS, "any")))
@@ -31,7 +31,7 @@ def clusters(draw: st.DrawFn) -> Snapshot:
     )
     return Snapshot(
         queued=tuple(
-            QueuedJob(f"j{index}", project, priority, since, shape)
+            QueuedJob(f"j{index}", project, priority, since, shape, draw(st.sampled_from(("fine_tune", "fine_tune", "hpo"))))
             for index, (project, priority, since, shape) in enumerate(draw(st.lists(_waiters(), max_size=8)))
         ),
         requests=tuple(

@@ -23,6 +23,7 @@ from scheduler.core import (
     Micros,
     NoCapacity,
     NotEvaluated,
+    NoWorkflow,
     Plan,
     QueueKey,
     QuotaReached,
@@ -99,7 +100,17 @@ def nothing_idles_that_could_work(plan: Planner, before: Snapshot) -> None:
         assert not state.fits(request.queue)
     for job in after.queued:
         full = after.admitted.get(job.project, 0) >= LIMITS.prepare_ahead_per_project
-        assert full or 0 < state.maximum(QueueKey(job.project, job.shape)) < job.shape.accelerators
+        assert (
+            full or job.job_type != "fine_tune" or 0 < state.maximum(QueueKey(job.project, job.shape)) < job.shape.accelerators
+        )
+
+
+def only_what_has_a_workflow_starts(plan: Planner, before: Snapshot) -> None:
+    done = plan(before, NOW, LIMITS)
+    without = {job.job_id: job.job_type for job in before.queued if job.job_type != "fine_tune"}
+    told = {waiter.job_id: waiter.reason for waiter in done.waiting_jobs if isinstance(waiter.reason, NoWorkflow)}
+    assert not without.keys() & {admission.job_id for admission in done.admissions}
+    assert told == {job_id: NoWorkflow(job_type, ("fine_tune",)) for job_id, job_type in without.items()}
 
 
 def everything_has_one_true_answer(plan: Planner, before: Snapshot) -> None:
@@ -146,8 +157,9 @@ def _true(reason: Reason, queue: QueueKey, state: State) -> bool:
             )
         case Fragmented(requested, number, largest, _):
             return (number, largest) == (sum(free), max(free)) and largest < requested <= number
-        case NotEvaluated():
-            return False
+        case NoWorkflow() | NotEvaluated():
+            # The former is judged by `only_what_has_a_workflow_starts`; the latter never holds with a budget like this one.
+            return isinstance(reason, NoWorkflow)
 
 
 def order_of_input_means_nothing(plan: Planner, before: Snapshot) -> None:
@@ -206,6 +218,7 @@ PROPERTIES = (
     no_quota_is_exceeded,
     no_window_is_exceeded,
     nobody_overtakes_in_a_queue,
+    only_what_has_a_workflow_starts,
     nothing_idles_that_could_work,
     everything_has_one_true_answer,
     order_of_input_means_nothing,
@@ -268,6 +281,10 @@ MUTANTS: dict[str, tuple[Mutant, Property]] = {
     "low priority goes first": (
         Mutant("planner", "return -request.priority,", "return request.priority,"),
         nobody_overtakes_in_a_queue,
+    ),
+    "jobs that nothing runs are admitted": (
+        Mutant("planner", "job.job_type not in self._job_types", "not self._job_types"),
+        only_what_has_a_workflow_starts,
     ),
     "a request needs room to spare": (
         Mutant("capacity", ">= queue.shape.accelerators\n        )", "> queue.shape.accelerators\n        )"),

@@ -1,20 +1,29 @@
-"""Every type of job has a route, and the route's workflow exists."""
+"""Every route leads to a workflow that exists, and jobs without a route wait and are told why."""
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 
-from control_plane.jobs.spec import JobSpec
+from control_plane.jobs.spec import SPEC_TYPES
+from control_plane.jobs.workflows import RUN_TYPES, waiting_without_workflow
+from scheduler.core import Limits, Micros, QueuedJob, Shape, Snapshot, plan
 from scheduler.routing import ROUTES, UnroutableJobError, route
 from workers.workflows.fine_tune import FineTuneWorkflow
 from workers.workflows.steps import CPU_QUEUE
 
 
-def test_every_job_type_has_a_route_and_every_route_a_job_type() -> None:
-    specs = get_args(JobSpec) or (JobSpec,)
-    assert {spec.model_fields["type"].default for spec in specs} == set(ROUTES)
+def test_every_route_has_a_job_type_and_the_control_plane_knows_them() -> None:
+    assert set(ROUTES) <= set(SPEC_TYPES)
+    assert set(ROUTES) == RUN_TYPES
+
+
+@pytest.mark.parametrize("job_type", sorted(set(SPEC_TYPES) - set(ROUTES)))
+def test_a_job_without_workflow_is_told_the_same_at_submit_and_while_it_waits(job_type: str) -> None:
+    queued = QueuedJob("job", "red", 500, Micros(0), Shape(1, "any"), job_type)
+    limits = Limits(prepare_ahead_per_project=2, worker_lost_micros=100, job_types=frozenset(ROUTES))
+    (waiting,) = plan(Snapshot(queued=(queued,)), Micros(1), limits).waiting_jobs
+    assert waiting.reason.words() == waiting_without_workflow(job_type) != ""
+    assert not waiting_without_workflow("fine_tune")
 
 
 def test_routes_lead_to_workflows_that_exist() -> None:

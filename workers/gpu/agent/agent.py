@@ -46,9 +46,9 @@ async def run(
         stop: set when the runner is to stop at its next step; its last checkpoint is still uploaded.
         command: makes the runner's command.
     """
-    control_plane = ControlPlane(require(settings.control_plane, "control_plane", "the agent").address)
+    control_plane = ControlPlane.of(settings, "the agent")
     store = ObjectStore(require(settings.s3, "s3", "the agent"))
-    logs = LogForwarder(control_plane.logs, spec.context.job.job_id, spec.grant.attempt)
+    logs = LogForwarder(control_plane, spec.context.job.job_id, spec.grant.attempt)
     uploader = CheckpointUploader(spec, control_plane, store, logs)
     runner = Runner(logs, uploader.submit, command)
     tools = Tools(

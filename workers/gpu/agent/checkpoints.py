@@ -108,7 +108,8 @@ async def newest_good(
     """
     damaged: list[int] = []
     before_step = 0
-    while page := await control_plane.list_checkpoints(spec.context.job.job_id, before_step=before_step):
+    job_id, attempt = spec.context.job.job_id, spec.grant.attempt
+    while page := await control_plane.list_checkpoints(job_id, attempt, before_step=before_step):
         for checkpoint in page:
             target = directory / f"step-{checkpoint.step:08d}"
             try:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing
+from typing import Any
 
-import grpc
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry import trace
 
 from headway.logs.v1 import log_record_pb2 as pb
 from headway.logs.v1 import log_service_pb2
-from headway_client.errors import from_rpc_error
-from workers.control_plane import STALE_ATTEMPT
+from headway_client.errors import HeadwayError
+from workers.control_plane import STALE_ATTEMPT, ControlPlane
 from workers.gpu.agent.log_buffer import LogBuffer, cut
-
-if TYPE_CHECKING:
-    from headway.logs.v1.log_service_pb2_grpc import LogServiceAsyncStub
 
 _LINGER_SECONDS = 0.05
 """How long a record may wait for company."""
@@ -37,8 +34,8 @@ _log = structlog.get_logger()
 class LogForwarder:
     """Takes lines and measurements of one attempt, from the event loop it belongs to, and sees to it that they arrive."""
 
-    def __init__(self, logs: LogServiceAsyncStub, job_id: str, attempt: int) -> None:
-        self._logs = logs
+    def __init__(self, control_plane: ControlPlane, job_id: str, attempt: int) -> None:
+        self._control_plane = control_plane
         self._job_id = job_id
         self._attempt = attempt
         self._buffer = LogBuffer()
@@ -70,11 +67,10 @@ class LogForwarder:
                 # gRPC raises it also when it was the server that cancelled the call.
                 if _asked_to_stop():
                     raise
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error, "the log service")
-                if failure.reason == STALE_ATTEMPT:
-                    return failure.message
-                _log.warning("the log stream broke and is opened again", error=str(failure))
+            except HeadwayError as error:
+                if error.reason == STALE_ATTEMPT:
+                    return error.message
+                _log.warning("the log stream broke and is opened again", error=str(error))
             wait = 0.1 if time.monotonic() - started > _RECONNECT_SECONDS_MAX else min(2 * wait, _RECONNECT_SECONDS_MAX)
             await asyncio.sleep(wait)
 
@@ -90,13 +86,13 @@ class LogForwarder:
     async def _run_stream(self) -> None:
         self._stream += 1
         self._buffer.rewind()
-        call = self._logs.AppendLogs(self._requests(self._stream))
+        answers = self._control_plane.append_logs(self._job_id, self._attempt, self._requests(self._stream))
         try:
-            async for answer in call:
-                self._buffer.acknowledge(answer.acknowledged_sequence)
+            async with aclosing(answers):
+                async for answer in answers:
+                    self._buffer.acknowledge(answer.acknowledged_sequence)
         finally:
             self._stream += 1  # Whoever still makes requests for this stream stops.
-            call.cancel()
 
     async def _requests(self, stream: int) -> AsyncIterator[log_service_pb2.AppendLogsRequest]:
         while stream == self._stream:
