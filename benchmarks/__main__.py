@@ -1,23 +1,49 @@
-"""`python -m benchmarks [NAME ...] [--json] [--quick] [--list]`: measures, and prints a figure a line."""
+"""`python -m benchmarks [NAME ...] [--json] [--quick] [--list] [--resume FILE]`: measures, and prints a figure a line."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from benchmarks import one_machine_start, submit_unary
+from benchmarks import (
+    events_streamed,
+    list_page,
+    log_ingest,
+    one_machine_start,
+    stalled_streams,
+    submit_batch,
+    submit_unary,
+    watch_lag,
+)
 from benchmarks.figure import Figure
 
-BENCHMARKS: dict[str, Callable[[bool], Awaitable[Figure]]] = {
-    "one_machine_start": one_machine_start.run,
-    "submit_unary": submit_unary.run,
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """How to measure a figure, and about how long that takes on two cores."""
+
+    run: Callable[[bool], Awaitable[Figure]]
+    seconds: int
+    quick_seconds: int
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "one_machine_start": Benchmark(one_machine_start.run, 90, 40),
+    "submit_unary": Benchmark(submit_unary.run, 55, 22),
+    "submit_batch_1000": Benchmark(submit_batch.of_size(1_000), 35, 18),
+    "submit_batch_100": Benchmark(submit_batch.of_size(100), 40, 20),
+    "list_page": Benchmark(list_page.run, 120, 90),
+    "watch_lag": Benchmark(watch_lag.run, 60, 30),
+    "events_streamed": Benchmark(events_streamed.run, 60, 30),
+    "stalled_streams": Benchmark(stalled_streams.run, 60, 30),
+    "log_ingest": Benchmark(log_ingest.run, 50, 25),
 }
-
-
-async def _measure(name: str, quick: bool) -> Figure:
-    return await BENCHMARKS[name](quick)
 
 
 def main() -> None:
@@ -27,6 +53,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line each")
     parser.add_argument("--quick", action="store_true", help="shorter runs, for a first look")
     parser.add_argument("--list", action="store_true", help="name them and stop")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="keep figures there; those it holds are not measured again")
     options = parser.parse_args()
     if options.list:
         print("\n".join(BENCHMARKS))
@@ -34,10 +61,41 @@ def main() -> None:
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"there is no benchmark {', '.join(unknown)}; expected some of {', '.join(BENCHMARKS)}")
-    for name in options.names or BENCHMARKS:
+    kept = _kept(options.resume)
+    names = [name for name in options.names or BENCHMARKS if name not in kept]
+    for line in kept.values():
+        print(line, flush=True)
+    _announce(names, options.quick, len(kept))
+    for name in names:
         began = time.monotonic()
         figure = asyncio.run(_measure(name, options.quick))
         print(figure.as_json() if options.json else f"{figure}  [{time.monotonic() - began:.0f} s]", flush=True)
+        if options.resume is not None:
+            with options.resume.open("a") as file:
+                file.write(f"{figure.as_json()}\n")
+
+
+async def _measure(name: str, quick: bool) -> Figure:
+    return await BENCHMARKS[name].run(quick)
+
+
+def _announce(names: Sequence[str], quick: bool, kept: int) -> None:
+    seconds = sum(BENCHMARKS[name].quick_seconds if quick else BENCHMARKS[name].seconds for name in names)
+    already = f", {kept} measured before" if kept else ""
+    print(f"{len(names)} benchmarks, about {-(-seconds // 60)} min on two cores{already}", file=sys.stderr, flush=True)
+
+
+def _kept(path: Path | None) -> dict[str, str]:
+    """The figures of an earlier run that was stopped, by name. A last line that was cut off does not count."""
+    found: dict[str, str] = {}
+    if path is None or not path.exists():
+        return found
+    for line in path.read_text().splitlines():
+        try:
+            found[json.loads(line)["figure"]] = line
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 if __name__ == "__main__":

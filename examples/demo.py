@@ -112,7 +112,7 @@ def running_in(data_dir: Path) -> Connection | None:
     """The connection to the Headway that answers in the data directory, if one does."""
     try:
         connection = resolve(None, environment={}, data_dir=data_dir)
-        with Client(connection.address, deadline_seconds=5) as client:
+        with Client.of(connection, deadline_seconds=5) as client:
             list(client.list_workers())
     except (NoAddressError, HeadwayError):
         return None
@@ -123,14 +123,14 @@ def run(connection: Connection, data_dir: Path, console: Console) -> None:
     """Registers, submits, follows, reports and checks."""
     request = read_job_file(JOB_FILE)
     spec = request.spec.fine_tune
-    with Client(connection.address) as client:
+    with Client.of(connection) as client:
         heading(console, "Base model and dataset")
         register_base_model(client, request.project, spec.base_model, console)
         register_dataset(client, request.project, spec.dataset.name, console)
         heading(console, "The job")
         with traced(connection, "headway-demo", "demo submit"):
             job = client.submit_job(request.project, request.spec, name=request.name, priority=request.priority)
-        job = asyncio.run(watch_on_console(connection.address, job.job_id, console))
+        job = asyncio.run(watch_on_console(connection, job.job_id, console))
         version = registered_version(client, job)
         demo_report.show(console, connection, data_dir, job, version)
         check(job, version)

@@ -12,7 +12,7 @@ from rich.text import Text
 from headway.jobs.v1.job_pb2 import Job
 from headway.registry.v1.registry_service_pb2 import ModelVersion
 from headway_client.cli.catalog import version_facts
-from headway_client.connection import Connection
+from headway_client.connection import ADMIN_TOKEN_NAME, Connection
 
 
 def show(console: Console, connection: Connection, data_dir: Path, job: Job, version: ModelVersion | None) -> None:
@@ -38,6 +38,10 @@ def _print(console: Console, rows: list[tuple[str, str]]) -> None:
         console.print(Text(f"  {name:<{width}}   ", style="dim").append(value, style="default not dim"), soft_wrap=True)
 
 
+# grpcurl expands the variable itself, so that no list of processes shows the token.
+_GRPCURL = "grpcurl -plaintext -expand-headers -H 'authorization: Bearer ${HEADWAY_TOKEN}'"
+
+
 def _places(connection: Connection, data_dir: Path, job: Job, version: ModelVersion | None) -> list[tuple[str, str]]:
     state = json.loads((data_dir / "state.json").read_text())
     request = json.dumps({"job_id": job.job_id})
@@ -45,8 +49,9 @@ def _places(connection: Connection, data_dir: Path, job: Job, version: ModelVers
         ("workflow", _under(state, "temporal_ui_url", f"namespaces/default/workflows/{job.job_id}")),
         ("trace", _trace_url(connection, state, job)),
         ("logs", str(data_dir / "logs")),
-        ("gRPC", f"grpcurl -plaintext -d '{request}' {connection.address} headway.jobs.v1.JobService/GetJob"),
-        ("services", f"grpcurl -plaintext {connection.address} list"),
+        ("token", f"export HEADWAY_TOKEN=$(cat {data_dir / ADMIN_TOKEN_NAME})"),
+        ("gRPC", f"{_GRPCURL} -d '{request}' {connection.address} headway.jobs.v1.JobService/GetJob"),
+        ("services", f"{_GRPCURL} {connection.address} list"),
     ]
     if version is not None:
         page = f"#/models/{version.project}.{version.model}/versions/{version.mlflow_version}"

@@ -1,4 +1,4 @@
-"""Channels to the control plane that carry the current trace, for blocking and for asyncio callers.
+"""Channels to the control plane that carry the caller's token and the current trace, for blocking and for asyncio callers.
 
 A unary call gets a client span. A stream gets none, because it may live for hours and a span is only seen once it has
 ended; it carries the caller's own trace context instead.
@@ -6,31 +6,53 @@ ended; it carries the caller's own trace context instead.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import grpc
 from grpc import aio
 from opentelemetry import propagate
 from opentelemetry.instrumentation.grpc import aio_client_interceptors, client_interceptor, grpcext
 
+from headway_client.credentials import ANONYMOUS, AUTHORIZATION, Credentials, is_loopback
+
 _MESSAGE_BYTES_MAX = 32 * 1024 * 1024  # A batch of 1,000 log lines of 16 KiB fits.
 
 
-def sync_channel(address: str) -> grpc.Channel:
-    """A channel for blocking calls to `address`, host:port."""
-    channel = grpc.insecure_channel(address, options=_options(address))
+def sync_channel(address: str, credentials: Credentials = ANONYMOUS) -> grpc.Channel:
+    """A channel for blocking calls to `address`, host:port.
+
+    Raises:
+        CredentialsError: the token could be read on the way.
+    """
+    credentials.check(address)
+    options = _options(address)
+    channel = (
+        grpc.insecure_channel(address, options=options)
+        if credentials.tls is None
+        else grpc.secure_channel(address, credentials.tls.channel_credentials(), options=options)
+    )
     # The interceptor's own handling of streams ties them to a generator that can neither be cancelled nor read elsewhere.
     spans: Any = client_interceptor(filter_=_is_unary)
-    return cast("grpc.Channel", grpcext.intercept_channel(channel, spans))
+    channel = cast("grpc.Channel", grpcext.intercept_channel(channel, spans))
+    return channel if credentials.token is None else grpc.intercept_channel(channel, _Bearer(credentials))
 
 
-def aio_channel(address: str) -> aio.Channel:
-    """A channel for asyncio calls to `address`, host:port. It belongs to the running event loop."""
+def aio_channel(address: str, credentials: Credentials = ANONYMOUS) -> aio.Channel:
+    """A channel for asyncio calls to `address`, host:port. It belongs to the running event loop.
+
+    A call that brings an authorization of its own keeps it.
+
+    Raises:
+        CredentialsError: the token could be read on the way.
+    """
+    credentials.check(address)
     spans = [i for i in aio_client_interceptors() if isinstance(i, aio.UnaryUnaryClientInterceptor)]
-    streams = [_UnaryStreamContext(), _StreamUnaryContext(), _StreamStreamContext()]
-    return aio.insecure_channel(address, options=_options(address), interceptors=[*spans, *streams])
+    own = [kind(credentials) for kind in (_UnaryUnaryContext, _UnaryStreamContext, _StreamUnaryContext, _StreamStreamContext)]
+    options, interceptors = _options(address), [*spans, *own]
+    if credentials.tls is None:
+        return aio.insecure_channel(address, options=options, interceptors=interceptors)
+    return aio.secure_channel(address, credentials.tls.channel_credentials(), options=options, interceptors=interceptors)
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:
@@ -57,48 +79,91 @@ def _options(address: str) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         # An environment's HTTP proxy has no way to this machine's own loopback.
-        ("grpc.enable_http_proxy", 0 if _is_loopback(address) else 1),
+        ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1),
     ]
 
 
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+class _CallDetails(NamedTuple):
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: bool | None
+    compression: Any
+
+
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Adds the token to calls of a blocking client, none of which sends a stream."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._with_token(client_call_details), request)
+
+    def _with_token(self, details: Any) -> Any:
+        return _CallDetails(
+            details.method,
+            details.timeout,
+            [*(details.metadata or ()), *self._credentials.metadata()],
+            details.credentials,
+            details.wait_for_ready,
+            details.compression,
+        )
 
 
 _Continuation = Callable[[aio.ClientCallDetails, Any], Any]
 
 
-def _with_context(details: aio.ClientCallDetails) -> aio.ClientCallDetails:
-    metadata = aio.Metadata(*(details.metadata or ()), *trace_metadata())
-    return aio.ClientCallDetails(details.method, details.timeout, metadata, details.credentials, details.wait_for_ready)
+class _Context:
+    """Adds to a call's metadata what every call carries."""
+
+    carries_trace = True
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def _with_context(self, details: aio.ClientCallDetails) -> aio.ClientCallDetails:
+        given = tuple(details.metadata or ())
+        own = () if any(key == AUTHORIZATION for key, _ in given) else self._credentials.metadata()
+        metadata = aio.Metadata(*given, *own, *(trace_metadata() if self.carries_trace else ()))
+        return aio.ClientCallDetails(details.method, details.timeout, metadata, details.credentials, details.wait_for_ready)
 
 
-class _UnaryStreamContext(aio.UnaryStreamClientInterceptor):
+class _UnaryUnaryContext(_Context, aio.UnaryUnaryClientInterceptor):
+    carries_trace = False  # The span's interceptor sees to it.
+
+    async def intercept_unary_unary(
+        self, continuation: _Continuation, client_call_details: aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return await continuation(self._with_context(client_call_details), request)
+
+
+class _UnaryStreamContext(_Context, aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(
         self, continuation: _Continuation, client_call_details: aio.ClientCallDetails, request: Any
     ) -> Any:
-        return await continuation(_with_context(client_call_details), request)
+        return await continuation(self._with_context(client_call_details), request)
 
 
-class _StreamUnaryContext(aio.StreamUnaryClientInterceptor):
+class _StreamUnaryContext(_Context, aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(
         self,
         continuation: _Continuation,
         client_call_details: aio.ClientCallDetails,
         request_iterator: AsyncIterable[Any] | Iterable[Any],
     ) -> Any:
-        return await continuation(_with_context(client_call_details), request_iterator)
+        return await continuation(self._with_context(client_call_details), request_iterator)
 
 
-class _StreamStreamContext(aio.StreamStreamClientInterceptor):
+class _StreamStreamContext(_Context, aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(
         self,
         continuation: _Continuation,
         client_call_details: aio.ClientCallDetails,
         request_iterator: AsyncIterable[Any] | Iterable[Any],
     ) -> Any:
-        return await continuation(_with_context(client_call_details), request_iterator)
+        return await continuation(self._with_context(client_call_details), request_iterator)

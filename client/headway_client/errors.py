@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -22,6 +22,28 @@ class FieldViolation:
     """What was found, what was expected."""
 
 
+@dataclass(frozen=True, slots=True)
+class QuotaViolation:
+    """A limit that the call ran into."""
+
+    subject: str
+    """Whom the limit is for."""
+    description: str
+    """The limit, and what there is of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precondition:
+    """What would have to be otherwise."""
+
+    type: str
+    """The kind of condition, such as "STATE"."""
+    subject: str
+    """What it is a condition of."""
+    description: str
+    """How it is, and how it would have to be."""
+
+
 class HeadwayError(Exception):
     """A call that was refused or did not reach the server."""
 
@@ -33,6 +55,9 @@ class HeadwayError(Exception):
         reason: str = "",
         metadata: Mapping[str, str] | None = None,
         violations: Iterable[FieldViolation] = (),
+        retry_after_seconds: float | None = None,
+        quotas: Iterable[QuotaViolation] = (),
+        preconditions: Iterable[Precondition] = (),
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -45,11 +70,28 @@ class HeadwayError(Exception):
         """What varies in the message, under the keys that the reason documents."""
         self.violations = tuple(violations)
         """Every field at fault."""
+        self.retry_after_seconds = retry_after_seconds
+        """When trying again may help, if the server knows."""
+        self.quotas = tuple(quotas)
+        """The limits that were reached."""
+        self.preconditions = tuple(preconditions)
+        """What would have to be otherwise."""
+
+    @property
+    def faults(self) -> tuple[str, list[str]]:
+        """A sentence, and a line for each fault that the sentence does not name: together everything once."""
+        lines = [f"{violation.field}: {violation.description}" for violation in self.violations]
+        lines += [f"{quota.subject}: {quota.description}" for quota in self.quotas]
+        lines += [f"{condition.subject}: {condition.description}" for condition in self.preconditions]
+        # Headway's sentence on a request that is not valid lists the faults, for those who see nothing else.
+        listed = ": " + "; ".join(lines)
+        if len(lines) > 1 and self.message.endswith(listed):
+            return self.message.removesuffix(listed), lines
+        return self.message, [line for line in lines if line not in self.message]
 
     def __str__(self) -> str:
-        lines = [f"{self.message} [{self.reason or self.code.name}]"]
-        lines += [f"  {violation.field}: {violation.description}" for violation in self.violations]
-        return "\n".join(lines)
+        sentence, lines = self.faults
+        return "\n".join([f"{sentence} [{self.reason or self.code.name}]", *(f"  {line}" for line in lines)])
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> HeadwayError:
@@ -62,35 +104,40 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> HeadwayError:
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return HeadwayError(grpc.StatusCode.UNKNOWN, f"the call to {address} failed: {error}")
     code, details = error.code(), error.details() or ""
-    try:
-        answer = _answer_of(error)
-    except DecodeError:
-        answer = None
-    if answer is None:
-        return HeadwayError(code, _transport_message(code, details, address))
-    status, info, violations = answer
-    return HeadwayError(
-        code, status.message or details, reason=info.reason, metadata=dict(info.metadata), violations=violations
-    )
-
-
-def _answer_of(
-    error: grpc.Call | grpc.aio.AioRpcError,
-) -> tuple[status_pb2.Status, error_details_pb2.ErrorInfo, list[FieldViolation]] | None:
     content = next((bytes(value) for key, value in _metadata_of(error) if key == _DETAILS_KEY), None)
     if content is None:
-        return None
-    status = status_pb2.Status.FromString(content)
-    info = error_details_pb2.ErrorInfo()
-    violations: list[FieldViolation] = []
+        return HeadwayError(code, _transport_message(code, details, address))
+    try:
+        status = status_pb2.Status.FromString(content)
+        return _from_status(code, status, details)
+    except DecodeError:
+        return HeadwayError(code, _transport_message(code, details, address))
+
+
+def from_status(status: status_pb2.Status) -> HeadwayError:
+    """The error that a google.rpc.Status inside an answer tells of: one item of a batch, one job of a selection."""
+    code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
+    return _from_status(code, status, "")
+
+
+def _from_status(code: grpc.StatusCode, status: status_pb2.Status, details: str) -> HeadwayError:
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry, quota = error_details_pb2.RetryInfo(), error_details_pb2.QuotaFailure()
+    failure = error_details_pb2.PreconditionFailure()
+    known: dict[str, Message] = {kind.DESCRIPTOR.full_name: kind for kind in (info, bad, retry, quota, failure)}
     for detail in status.details:
-        if detail.TypeName() == "google.rpc.ErrorInfo":
-            detail.Unpack(info)
-        elif detail.TypeName() == "google.rpc.BadRequest":
-            bad_request = error_details_pb2.BadRequest()
-            detail.Unpack(bad_request)
-            violations += [FieldViolation(fault.field, fault.description) for fault in bad_request.field_violations]
-    return status, info, violations
+        if (message := known.get(detail.TypeName())) is not None:
+            detail.Unpack(message)
+    return HeadwayError(
+        code,
+        status.message or details,
+        reason=info.reason,
+        metadata=dict(info.metadata),
+        violations=[FieldViolation(fault.field, fault.description) for fault in bad.field_violations],
+        retry_after_seconds=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
+        quotas=[QuotaViolation(fault.subject, fault.description) for fault in quota.violations],
+        preconditions=[Precondition(fault.type, fault.subject, fault.description) for fault in failure.violations],
+    )
 
 
 def _metadata_of(error: grpc.Call | grpc.aio.AioRpcError) -> Iterable[tuple[str, bytes]]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Protocol, TypeVar
 
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from headway.audit.v1 import audit_service_pb2 as audit
 from headway.datasets.v1 import dataset_service_pb2 as datasets
+from headway.identity.v1 import identity_service_pb2 as identity
 from headway.jobs.v1 import job_pb2, job_spec_pb2
 from headway.jobs.v1 import job_service_pb2 as jobs
 from headway.logs.v1 import log_record_pb2
 from headway.logs.v1 import log_service_pb2 as logs
+from headway.projects.v1 import project_service_pb2 as projects
 from headway.quotas.v1 import quota_service_pb2 as quotas
 from headway.registry.v1 import registry_service_pb2 as registry
+from headway.webhooks.v1 import webhook_service_pb2 as webhooks
 from headway_client.uploads import FileContent, Uploaded
 
 
@@ -35,7 +43,8 @@ PagedRequestT = TypeVar("PagedRequestT", bound=PagedRequest)
 PagedResponseT = TypeVar("PagedResponseT", bound=PagedResponse)
 
 
-def _id(request_id: str | None) -> str:
+def new_id(request_id: str | None) -> str:
+    """The request id to use: the one given, or a new one."""
     return request_id if request_id is not None else str(uuid.uuid4())
 
 
@@ -45,48 +54,114 @@ def submit_job(
     *,
     name: str,
     priority: int | None,
+    job_set: str,
     request_id: str | None,
     validate_only: bool,
 ) -> jobs.SubmitJobRequest:
     """For JobService.SubmitJob."""
     return jobs.SubmitJobRequest(
-        request_id=_id(request_id),
+        request_id=new_id(request_id),
         project=project,
         name=name,
         spec=spec,
         priority=priority,
         validate_only=validate_only,
+        job_set=job_set,
     )
 
 
-def list_jobs(project: str, states: Iterable[job_pb2.JobState.ValueType], page_size: int) -> jobs.ListJobsRequest:
+def batch_submit_jobs(
+    project: str, items: Iterable[jobs.BatchItem], job_set: str, partial_success: bool, request_id: str | None
+) -> jobs.BatchSubmitJobsRequest:
+    """For JobService.BatchSubmitJobs."""
+    return jobs.BatchSubmitJobsRequest(
+        request_id=new_id(request_id), project=project, items=items, job_set=job_set, partial_success=partial_success
+    )
+
+
+def list_jobs(
+    project: str, states: Iterable[job_pb2.JobState.ValueType], filter_: str, order_by: str, summary: bool, page_size: int
+) -> jobs.ListJobsRequest:
     """For JobService.ListJobs."""
-    return jobs.ListJobsRequest(project=project, states=states, page_size=page_size)
+    return jobs.ListJobsRequest(
+        project=project, states=states, filter=filter_, order_by=order_by, summary=summary, page_size=page_size
+    )
 
 
-def cancel_job(job_id: str, reason: str, request_id: str | None) -> jobs.CancelJobRequest:
-    """For JobService.CancelJob."""
-    return jobs.CancelJobRequest(request_id=_id(request_id), job_id=job_id, reason=reason)
+def update_job(
+    job_id: str, name: str | None, priority: int | None, job_set: str | None, etag: str, request_id: str | None
+) -> jobs.UpdateJobRequest:
+    """For JobService.UpdateJob: what is not None is changed."""
+    changes = {"name": name, "priority": priority, "job_set": job_set}
+    mask = FieldMask(paths=[field for field, value in changes.items() if value is not None])
+    job = job_pb2.Job(job_id=job_id, etag=etag, name=name or "", priority=priority or 0, job_set=job_set or "")
+    return jobs.UpdateJobRequest(request_id=new_id(request_id), job=job, update_mask=mask)
 
 
-def watch_events(job_id: str | None, project: str | None, start_cursor: str) -> jobs.WatchEventsRequest:
-    """For JobService.WatchEvents.
+def rerun_job(
+    job_id: str,
+    spec: job_spec_pb2.JobSpec | None,
+    spec_paths: Iterable[str],
+    *,
+    name: str,
+    priority: int | None,
+    job_set: str,
+    request_id: str | None,
+) -> jobs.RerunJobRequest:
+    """For JobService.RerunJob."""
+    return jobs.RerunJobRequest(
+        request_id=new_id(request_id),
+        job_id=job_id,
+        spec=spec,
+        spec_mask=FieldMask(paths=spec_paths),
+        name=name,
+        priority=priority,
+        job_set=job_set,
+    )
+
+
+def watch_events(
+    job_id: str | None, project: str | None, job_set: tuple[str, str] | None, start_cursor: str, from_now: bool
+) -> jobs.WatchEventsRequest:
+    """For JobService.WatchEvents; a job set is named by project and name.
 
     Raises:
-        ValueError: not exactly one of job and project is named.
+        ValueError: more than one of job, project and job set is named.
     """
-    if (job_id is None) == (project is None):
-        raise ValueError("watch_events follows one job or one project; expected exactly one of job_id and project")
+    if sum(scope is not None for scope in (job_id, project, job_set)) > 1:
+        raise ValueError("watch_events follows one scope; expected at most one of job_id, project and job_set")
+    request = jobs.WatchEventsRequest(start_cursor=start_cursor, from_now=from_now)
     if job_id is not None:
-        return jobs.WatchEventsRequest(job_id=job_id, start_cursor=start_cursor)
-    return jobs.WatchEventsRequest(project=project or "", start_cursor=start_cursor)
+        request.job_id = job_id
+    elif project is not None:
+        request.project = project
+    elif job_set is not None:
+        request.job_set.project, request.job_set.name = job_set
+    return request
 
 
 def tail_logs(
-    job_id: str, follow: bool, min_level: log_record_pb2.LogLevel.ValueType, start_cursor: str
+    job_id: str,
+    *,
+    follow: bool,
+    min_level: log_record_pb2.LogLevel.ValueType,
+    attempt: int,
+    source: str,
+    text: str,
+    since: datetime | None,
+    start_cursor: str,
 ) -> logs.TailLogsRequest:
     """For LogService.TailLogs."""
-    return logs.TailLogsRequest(job_id=job_id, follow=follow, min_level=min_level, start_cursor=start_cursor)
+    return logs.TailLogsRequest(
+        job_id=job_id,
+        follow=follow,
+        min_level=min_level,
+        attempt=attempt,
+        source=source,
+        text=text,
+        since=_timestamp(since),
+        start_cursor=start_cursor,
+    )
 
 
 def create_upload(project: str, content: FileContent) -> datasets.CreateUploadRequest:
@@ -106,7 +181,7 @@ def register_dataset(
         license=license_,
         attribution=attribution,
     )
-    return datasets.RegisterDatasetRequest(request_id=_id(request_id), dataset=dataset)
+    return datasets.RegisterDatasetRequest(request_id=new_id(request_id), dataset=dataset)
 
 
 def register_base_model(
@@ -122,7 +197,7 @@ def register_base_model(
         license=license_,
         attribution=attribution,
     )
-    return registry.RegisterBaseModelRequest(request_id=_id(request_id), base_model=base_model)
+    return registry.RegisterBaseModelRequest(request_id=new_id(request_id), base_model=base_model)
 
 
 def get_model_version(project: str, model: str, version: int | None, alias: str | None) -> registry.GetModelVersionRequest:
@@ -141,4 +216,74 @@ def get_model_version(project: str, model: str, version: int | None, alias: str 
 def set_quota(project: str, max_accelerators: Mapping[str, int], request_id: str | None) -> quotas.SetQuotaRequest:
     """For QuotaService.SetQuota."""
     quota = quotas.Quota(project=project, max_accelerators=max_accelerators)
-    return quotas.SetQuotaRequest(request_id=_id(request_id), quota=quota)
+    return quotas.SetQuotaRequest(request_id=new_id(request_id), quota=quota)
+
+
+def create_project(name: str, title: str, priority_max: int | None, request_id: str | None) -> projects.CreateProjectRequest:
+    """For ProjectService.CreateProject."""
+    project = projects.Project(name=name, title=title, priority_max=priority_max)
+    return projects.CreateProjectRequest(request_id=new_id(request_id), project=project)
+
+
+def update_project(
+    name: str, title: str | None, priority_max: int | None, etag: str, request_id: str | None
+) -> projects.UpdateProjectRequest:
+    """For ProjectService.UpdateProject: what is not None is changed."""
+    return projects.UpdateProjectRequest(
+        request_id=new_id(request_id), name=name, title=title, priority_max=priority_max, etag=etag
+    )
+
+
+def set_member(subject: str, role: projects.Role.ValueType, project: str, request_id: str | None) -> projects.SetMemberRequest:
+    """For ProjectService.SetMember."""
+    member = projects.Member(project=project, subject=subject, role=role)
+    return projects.SetMemberRequest(request_id=new_id(request_id), member=member)
+
+
+def create_token(
+    name: str, role: projects.Role.ValueType, project: str, lifetime_seconds: int | None, request_id: str | None
+) -> identity.CreateTokenRequest:
+    """For IdentityService.CreateToken."""
+    return identity.CreateTokenRequest(
+        request_id=new_id(request_id), project=project, name=name, role=role, lifetime_seconds=lifetime_seconds
+    )
+
+
+def list_audit_records(
+    *,
+    project: str,
+    principal: str,
+    method: str,
+    after_position: int,
+    refused_only: bool,
+    start_time: datetime | None,
+    end_time: datetime | None,
+    page_size: int,
+) -> audit.ListAuditRecordsRequest:
+    """For AuditService.ListAuditRecords."""
+    return audit.ListAuditRecordsRequest(
+        project=project,
+        principal=principal,
+        method=method,
+        after_position=after_position,
+        refused_only=refused_only,
+        start_time=_timestamp(start_time),
+        end_time=_timestamp(end_time),
+        page_size=page_size,
+    )
+
+
+def create_webhook(
+    project: str, url: str, states: Iterable[job_pb2.JobState.ValueType], job_set: str, request_id: str | None
+) -> webhooks.CreateWebhookRequest:
+    """For WebhookService.CreateWebhook."""
+    webhook = webhooks.Webhook(project=project, url=url, states=states, job_set=job_set)
+    return webhooks.CreateWebhookRequest(request_id=new_id(request_id), webhook=webhook)
+
+
+def _timestamp(time: datetime | None) -> Timestamp | None:
+    if time is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp

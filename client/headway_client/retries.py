@@ -1,7 +1,8 @@
 """When a call may be made again, and how long to wait before.
 
-Only UNAVAILABLE invites a retry, and only of a call that the contract says is safe to repeat: its method has an idempotency
-level, and if its request has a request id, one is set. Every attempt sends the same request, so the same id.
+Two answers invite a retry: UNAVAILABLE, and RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says how long to wait. Only
+a call that the contract says is safe to repeat is made again: its method has an idempotency level, and if its request has a
+request id, one is set. Every attempt sends the same request, so the same id.
 """
 
 from __future__ import annotations
@@ -15,20 +16,29 @@ import grpc
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
 
+from headway.audit.v1 import audit_service_pb2
 from headway.capacity.v1 import capacity_service_pb2
 from headway.datasets.v1 import dataset_service_pb2
+from headway.identity.v1 import identity_service_pb2
 from headway.jobs.v1 import job_service_pb2
 from headway.logs.v1 import log_service_pb2
+from headway.projects.v1 import project_service_pb2
 from headway.quotas.v1 import quota_service_pb2
 from headway.registry.v1 import registry_service_pb2
+from headway.webhooks.v1 import webhook_service_pb2
+from headway_client.errors import HeadwayError
 
 _FILES = (
+    audit_service_pb2,
     capacity_service_pb2,
     dataset_service_pb2,
+    identity_service_pb2,
     job_service_pb2,
     log_service_pb2,
+    project_service_pb2,
     quota_service_pb2,
     registry_service_pb2,
+    webhook_service_pb2,
 )
 # Every method has a request type of its own, so the request says which method it is for.
 _SAFE_REQUESTS = frozenset(
@@ -85,9 +95,14 @@ class UnaryRetry:
         self._attempts_left -= 1
         return max(0.001, self._end - time.monotonic())
 
-    def wait_seconds(self, code: grpc.StatusCode) -> float | None:
+    def wait_seconds(self, error: HeadwayError) -> float | None:
         """How long to wait before the next attempt; None if there is none."""
         wait = next(self._waits)
-        if code is not grpc.StatusCode.UNAVAILABLE or self._attempts_left == 0:
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_seconds is not None:
+            # Not before the server wants it; the jitter comes on top, so that those who wait do not come back at once.
+            wait += error.retry_after_seconds
+        elif error.code is not grpc.StatusCode.UNAVAILABLE:
+            return None
+        if self._attempts_left == 0:
             return None
         return wait if time.monotonic() + wait < self._end else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 _INT_RANGES = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -18,6 +18,8 @@ _INT_RANGES = {
     FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
+AUTO = "auto"
+"""What stands for a number that the platform is to choose, and the field that lists those."""
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 
 
@@ -120,13 +122,21 @@ def check_message(node: yaml.Node, descriptor: Descriptor, only: Iterable[str] =
         elif name not in fields:
             faults.append(_fault(key, here, _unknown(name, fields)))
         else:
-            faults += _check_field(value, fields[name], here)
+            faults += [] if is_auto(value, fields[name]) else _check_field(value, fields[name], here)
         lines.setdefault(name, key.start_mark.line + 1)
     for oneof in descriptor.oneofs:
         present = [field.name for field in oneof.fields if field.name in lines]
         if len(present) > 1 and len(oneof.fields) > 1:
             faults.append(_fault(node, path, f"has {' and '.join(present)}; expected exactly one of them"))
     return faults
+
+
+def is_auto(node: yaml.Node, field: FieldDescriptor) -> bool:
+    """Whether a number is left to the platform: the word "auto", in a message that lists such fields in its field `auto`."""
+    numeric = field.cpp_type in _INT_RANGES or field.cpp_type in _FLOATS
+    message = field.containing_type
+    listed = message is not None and AUTO in message.fields_by_name
+    return numeric and not field.is_repeated and listed and isinstance(node, yaml.ScalarNode) and construct(node) == AUTO
 
 
 def _items(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, str, yaml.Node]]:
@@ -184,8 +194,9 @@ def _scalar_problem(node: yaml.Node, field: FieldDescriptor) -> str:
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return "" if isinstance(value, bool) else f"is {found}; expected true or false"
     if field.enum_type is not None:
-        names: list[str] = [v.name for v in field.enum_type.values if v.number != 0]
-        return "" if value in names else f"is {found}; expected one of {', '.join(names)}"
+        words = enum_words(field.enum_type)
+        known = value in words or value in words.values()
+        return "" if known else f"is {found}; expected one of {', '.join(words)}"
     if isinstance(value, str):
         return ""
     quote = "; put it in quotes to make it text" if isinstance(node, yaml.ScalarNode) and value is not None else ""
@@ -213,6 +224,51 @@ def _kind(node: yaml.Node) -> str:
 
 def _fault(node: yaml.Node, path: str, message: str) -> Fault:
     return Fault(node.start_mark.line + 1, path, message)
+
+
+def enum_words(enum: EnumDescriptor) -> dict[str, str]:
+    """The names of an enum's values by the words that a file has for them: `tpe` for SAMPLER_TPE."""
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return {value.name.removeprefix(prefix).lower(): value.name for value in enum.values if value.number != 0}
+
+
+def construct_message(node: yaml.Node, descriptor: Descriptor) -> Any:
+    """What `json_format` makes a message of the type from.
+
+    Args:
+        node: a node in which `check_message` found no fault.
+        descriptor: the type.
+    """
+    if not isinstance(node, yaml.MappingNode):
+        return construct(node)
+    content: dict[str, Any] = {}
+    chosen: list[str] = []
+    for _, name, value in _items(node):
+        field = descriptor.fields_by_name[name]
+        if is_auto(value, field):
+            chosen.append(name)
+        else:
+            content[name] = _construct_field(value, field)
+    if chosen:
+        content[AUTO] = [*content.get(AUTO, []), *chosen]
+    return content
+
+
+def _construct_field(node: yaml.Node, field: FieldDescriptor) -> Any:
+    message = field.message_type
+    if message is not None and message.GetOptions().map_entry and isinstance(node, yaml.MappingNode):
+        of_value = message.fields_by_name["value"]
+        return {key: _construct_field(value, of_value) for _, key, value in _items(node)}
+    if field.is_repeated and isinstance(node, yaml.SequenceNode):
+        return [_construct_value(item, field) for item in node.value]
+    return _construct_value(node, field)
+
+
+def _construct_value(node: yaml.Node, field: FieldDescriptor) -> Any:
+    if field.message_type is not None:
+        return construct_message(node, field.message_type)
+    value = construct(node)
+    return enum_words(field.enum_type).get(value, value) if field.enum_type is not None else value
 
 
 def construct(node: yaml.Node) -> Any:

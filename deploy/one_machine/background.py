@@ -13,7 +13,7 @@ from deploy.one_machine.layout import Layout
 from deploy.one_machine.programs import environment
 from deploy.one_machine.reports import Report, replay
 from deploy.one_machine.running import Options
-from deploy.one_machine.supervised import tail
+from deploy.one_machine.supervised import appending, tail
 
 
 def command(options: Options, progress_fd: int) -> list[str]:
@@ -35,8 +35,8 @@ def start(options: Options, report: Report) -> None:
     layout.prepare()
     log = layout.log("supervisor")
     reader, writer = os.pipe()
-    with log.open("ab") as output, os.fdopen(reader, encoding="utf-8") as lines:
-        offset = output.tell()
+    with appending(log) as output, os.fdopen(reader, encoding="utf-8") as lines:
+        offset = output.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             command(options, writer),
             stdin=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
+from control_plane.identity.service_tokens import bootstrap_token_id, new_secret
 from deploy.one_machine import ports
 from deploy.one_machine.errors import OneMachineError, Reason
 from deploy.one_machine.layout import Layout, naming_storage_faults, write_private
@@ -21,6 +22,12 @@ PORTS = (
 )
 
 
+ADMIN = "admin"
+"""The service that the administrator's token stands for."""
+WORKER = "worker"
+"""The service that the workers' token stands for."""
+
+
 class Credentials(BaseModel):
     """Made at random, known to this machine only."""
 
@@ -29,6 +36,9 @@ class Credentials(BaseModel):
     postgres_password: str = Field(default_factory=lambda: secrets.token_hex(16), min_length=1)
     s3_access_key_id: str = Field(default_factory=lambda: secrets.token_hex(10).upper(), min_length=1)
     s3_secret_access_key: str = Field(default_factory=lambda: secrets.token_hex(20), min_length=1)
+    identity_secret_key: str = Field(default_factory=lambda: secrets.token_hex(32), min_length=32)
+    admin_token: str = Field(default_factory=lambda: new_secret(bootstrap_token_id(ADMIN)), min_length=1)
+    worker_token: str = Field(default_factory=lambda: new_secret(bootstrap_token_id(WORKER)), min_length=1)
 
 
 class _Ports(RootModel[dict[str, int]]):
@@ -43,6 +53,9 @@ def credentials(layout: Layout) -> Credentials:
     """
     found = _read(layout.credentials, Credentials)
     if found is not None:
+        if found.model_fields_set < Credentials.model_fields.keys():
+            # Kept by a release that knew fewer of them.
+            _keep(layout, found)
         return found
     if layout.server("postgres").exists():
         raise OneMachineError(
@@ -51,9 +64,13 @@ def credentials(layout: Layout) -> Credentials:
             "restore it, or remove the whole data directory to begin anew",
         )
     made = Credentials()
+    _keep(layout, made)
+    return made
+
+
+def _keep(layout: Layout, made: Credentials) -> None:
     with naming_storage_faults(layout.root):
         write_private(layout.credentials, made.model_dump_json(indent=1))
-    return made
 
 
 def choose_ports(layout: Layout, asked: dict[str, int]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.one_machine.errors import OneMachineError, Reason
+from headway_client.connection import ADMIN_TOKEN_NAME
 
 _FREE_BYTES_MIN = 512 * 2**20
 _LOG_BYTES_MAX = 16 * 2**20
@@ -51,6 +52,11 @@ class Layout:
     def credentials(self) -> Path:
         """Passwords and keys made at the first start."""
         return self.root / "credentials.json"
+
+    @property
+    def admin_token(self) -> Path:
+        """The token of the machine's administrator, for the command line and whoever else may read the file."""
+        return self.root / ADMIN_TOKEN_NAME
 
     @property
     def logs(self) -> Path:

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from control_plane.identity.principal import Role
+from control_plane.identity.service_tokens import secret_sha256
 from control_plane.settings import Settings
 from deploy.one_machine import kept, processes, servers
 from deploy.one_machine.component import Component, Probe
@@ -20,6 +22,8 @@ from deploy.one_machine.postgres import Postgres
 from deploy.one_machine.state import ComponentState, MachineState
 
 _BUCKET = "headway"
+_PROJECT = "demo"
+"""There from the first start on, so that a first job needs no preparation."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Machine:
         return MachineState(
             supervisor_pid=supervisor_pid,
             control_plane=f"{HOST}:{self.ports['control-plane']}",
+            admin_token_file=str(self.layout.admin_token),
             mlflow_url=mlflow_url,
             traces_url=f"{mlflow_url}/#/experiments/{servers.TRACES_EXPERIMENT}/traces/tr-{{trace_id}}",
             temporal_address=f"{HOST}:{self.ports['temporal']}",
@@ -60,6 +65,7 @@ def assemble(layout: Layout, ports: dict[str, int], overrides: Path | None) -> M
     settings = _merged(_settings(ports, _postgres(layout, ports, credentials).dsn(), credentials), overrides)
     with naming_storage_faults(layout.root):
         write_private(layout.settings, json.dumps(settings, indent=1))
+        write_private(layout.admin_token, credentials.admin_token + "\n")
     return Machine(layout, ports, _components(layout, ports, credentials))
 
 
@@ -108,12 +114,24 @@ def _settings(ports: dict[str, int], dsn: str, credentials: kept.Credentials) ->
         },
         "mlflow": {"tracking_uri": mlflow_url},
         "control_plane": {"address": f"{HOST}:{ports['control-plane']}"},
+        "identity": {
+            "secret_key": credentials.identity_secret_key,
+            "bootstrap_tokens": [
+                _bootstrap_token(kept.ADMIN, Role.ORG_ADMIN, credentials.admin_token),
+                _bootstrap_token(kept.WORKER, Role.WORKER, credentials.worker_token),
+            ],
+            "bootstrap_projects": [_PROJECT],
+        },
         "telemetry": {
             "otlp_traces_url": f"{mlflow_url}/v1/traces",
             "otlp_headers": {"x-mlflow-experiment-id": servers.TRACES_EXPERIMENT},
         },
-        "worker": {"stop_grace_seconds": processes.WORKER_STOP_GRACE_SECONDS},
+        "worker": {"token": credentials.worker_token, "stop_grace_seconds": processes.WORKER_STOP_GRACE_SECONDS},
     }
+
+
+def _bootstrap_token(name: str, role: Role, token: str) -> dict[str, str]:
+    return {"name": name, "role": role, "secret_sha256": secret_sha256(token).hex()}
 
 
 def _merged(settings: dict[str, Any], overrides: Path | None) -> dict[str, Any]:

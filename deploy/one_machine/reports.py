@@ -65,6 +65,7 @@ class People:
         self._console.print(f"\n[bold green]Headway is up[/] after {seconds:.1f} s")
         for what, where in (
             ("control plane", state.control_plane),
+            ("admin's token", state.admin_token_file),
             ("MLflow", state.mlflow_url),
             ("traces", state.traces_url.partition("/tr-")[0]),
             ("Temporal", state.temporal_ui_url),

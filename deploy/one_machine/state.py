@@ -33,6 +33,8 @@ class MachineState(BaseModel):
     supervisor_pid: int
     control_plane: str
     """host:port."""
+    admin_token_file: str = ""
+    """The file with the token of this machine's administrator."""
     mlflow_url: str
     traces_url: str
     """Where a person can look at traces; `{trace_id}` stands for the 32 hex digits of one."""

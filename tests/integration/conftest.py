@@ -29,6 +29,7 @@ from deploy.one_machine.programs import environment
 from deploy.one_machine.reports import replay
 from deploy.one_machine.running import Options
 from deploy.one_machine.state import ComponentState, MachineState
+from deploy.one_machine.supervised import appending
 from deploy.one_machine.supervisor import Supervisor
 from workers.child import Child, spawn
 
@@ -151,7 +152,7 @@ async def started_stack(options: Options) -> AsyncGenerator[Stack]:
     layout = Layout.at(options.data_dir)
     layout.prepare()
     reader, writer = os.pipe()
-    with layout.log("supervisor").open("ab") as log, os.fdopen(reader, encoding="utf-8") as lines:
+    with appending(layout.log("supervisor")) as log, os.fdopen(reader, encoding="utf-8") as lines:
         supervisor = await spawn(
             background.command(options, writer), env=environment(), stdout=log, stderr=log, pass_fds=[writer]
         )

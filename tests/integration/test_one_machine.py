@@ -89,6 +89,29 @@ async def test_everything_is_up_healthy_and_says_where_it_is(stack: Stack) -> No
     assert all(map(os.path.exists, logs))
 
 
+async def test_the_administrator_calls_with_the_token_in_a_private_file(stack: Stack) -> None:
+    kept = stack.data_dir / "admin.token"
+    assert str(kept) == stack.state.admin_token_file
+    private = [kept, stack.data_dir / "credentials.json", stack.settings_path, *(stack.data_dir / "logs").iterdir()]
+    assert {path.name: path.stat().st_mode & 0o777 for path in private} == {path.name: 0o600 for path in private}
+    admin, stranger, wrong = await asyncio.gather(
+        headway("whoami", "--json", "--address", stack.state.control_plane, "--token-file", str(kept)),
+        headway("whoami", "--json", "--address", stack.state.control_plane),
+        headway("project", "list", "--address", stack.state.control_plane, "--token-file", str(_token(kept.parent, "hw_no"))),
+    )
+    assert admin.content["caller"]["subject"] == "service:admin"
+    assert admin.content["caller"]["organisation_roles"] == ["ROLE_ORG_ADMIN"]
+    assert stranger.code == wrong.code == ExitCode.REFUSED
+    assert json.loads(stranger.errors)["error"]["reason"] == "UNAUTHENTICATED"
+    assert "hw_no" not in wrong.errors
+
+
+def _token(folder: Path, text: str) -> Path:
+    path = folder / "wrong.token"
+    path.write_text(text)
+    return path
+
+
 async def test_status_for_people_names_every_component(stack: Stack) -> None:
     answer = await headway("status", "--data-dir", str(stack.data_dir))
     assert answer.code == ExitCode.OK
@@ -176,7 +199,7 @@ async def test_killed_supervisor_leaves_nothing_and_the_next_start_finds_everyth
     first = await headway("up", "--detach", "--json", *where, marked=marked)
     assert first.code == ExitCode.OK, first
     settings = json.loads(layout.settings.read_text())
-    dsn = settings["postgres"]["dsn"]
+    dsn, token = settings["postgres"]["dsn"], layout.admin_token.read_text()
     connection = await asyncpg.connect(dsn)
     await connection.execute("CREATE TABLE kept (word text)")
     await connection.execute("INSERT INTO kept VALUES ('word')")
@@ -193,6 +216,7 @@ async def test_killed_supervisor_leaves_nothing_and_the_next_start_finds_everyth
     assert second.code == ExitCode.OK, second
     # Same secrets, same ports, same data.
     assert json.loads(layout.settings.read_text()) == settings
+    assert layout.admin_token.read_text() == token
     connection = await asyncpg.connect(dsn)
     assert await connection.fetchval("SELECT word FROM kept") == "word"
     await connection.close()

@@ -28,12 +28,19 @@ WORKLOADS = {
 # What each process requires of the settings, beyond what has a default.
 NEEDS = {
     "migrate": {"postgres"},
-    "control-plane": {"postgres", "s3", "control_plane"},
+    "control-plane": {"postgres", "s3", "control_plane", "identity"},
     "scheduler": {"postgres", "temporal"},
     "cpu-worker": {"temporal", "s3", "mlflow", "control_plane"},
     "gpu-worker": {"temporal", "s3", "control_plane"},
 }
-SECRET_VALUE = {"postgres-dsn": "postgresql://u:p@h:5432/d", "s3-access-key-id": "key", "s3-secret-access-key": "secret"}
+SECRET_VALUE = {
+    "postgres-dsn": "postgresql://u:p@h:5432/d",
+    "s3-access-key-id": "key",
+    "s3-secret-access-key": "secret",
+    "identity-secret-key": "k" * 64,
+    "identity-bootstrap-tokens": json.dumps([{"name": "admin", "role": "ORG_ADMIN", "secret_sha256": "0" * 64}]),
+    "worker-token": "hw_token",
+}
 
 
 @cache

@@ -8,7 +8,17 @@ from typing import NoReturn
 
 import typer
 
-from headway_client.cli import capacity, catalog, jobs, one_machine
+from headway_client.cli import (
+    audit,
+    capacity,
+    catalog,
+    comparing,
+    jobs,
+    one_machine,
+    organisation,
+    verbs,
+    webhooks,
+)
 from headway_client.cli.exit_codes import ExitCode
 from headway_client.cli.failures import describe, show, show_traceback_if_asked
 
@@ -21,7 +31,7 @@ Start here:
   headway models --project demo
 
 Exit codes: 0 done, 1 the job did not succeed, 2 invalid input, 3 not found, 4 refused by the state of things,
-5 unavailable, 70 a fault of Headway, 130 interrupted.
+5 unavailable, 6 the audit log was changed, 70 a fault of Headway, 130 interrupted.
 """
 
 
@@ -40,14 +50,24 @@ def build(arguments: list[str]) -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["--help", "-h"]},
     )
-    for command in (jobs.submit, jobs.jobs, jobs.get, jobs.watch, jobs.logs, jobs.cancel):
+    for command in (jobs.submit, jobs.jobs, jobs.get, jobs.watch, jobs.logs):
         app.command()(command)
+    for command in (verbs.cancel, verbs.pause, verbs.resume, verbs.preempt, verbs.reprioritize, verbs.update, verbs.rerun):
+        app.command()(command)
+    app.command()(comparing.diff)
+    app.add_typer(comparing.job_set, name="job-set")
     app.add_typer(catalog.dataset, name="dataset")
     app.add_typer(catalog.base_model, name="base-model")
     app.command()(catalog.models)
     app.add_typer(catalog.model, name="model")
     app.command()(capacity.workers)
     app.add_typer(capacity.quota, name="quota")
+    app.command()(organisation.whoami)
+    app.add_typer(organisation.project, name="project")
+    app.add_typer(organisation.member, name="member")
+    app.add_typer(organisation.token, name="token")
+    app.add_typer(audit.audit, name="audit")
+    app.add_typer(webhooks.webhook, name="webhook")
     one_machine.mount(app, arguments)
     return app
 

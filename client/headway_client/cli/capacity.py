@@ -7,15 +7,16 @@ from typing import Annotated
 import typer
 
 from headway_client.cli.failures import InputError
-from headway_client.cli.options import Address, AsJson, RequestId
+from headway_client.cli.options import AsJson, RequestId
 from headway_client.cli.output import as_dict, print_facts, print_json, print_table
-from headway_client.cli.session import connected
+from headway_client.cli.session import connected, connecting
 
 quota = typer.Typer(no_args_is_help=True, help="How many accelerators a project may hold at once, and what it used.")
 QuotaProject = Annotated[str, typer.Argument(metavar="PROJECT", help="The project.", show_default=False)]
 
 
-def workers(as_json: AsJson = False, address: Address = None) -> None:
+@connecting
+def workers(as_json: AsJson = False) -> None:
     """Lists the workers that train and evaluate.
 
     \b
@@ -23,7 +24,7 @@ def workers(as_json: AsJson = False, address: Address = None) -> None:
       headway workers
       headway workers --json | jq '.workers[] | select(.alive)'
     """
-    with connected(address) as client:
+    with connected() as client:
         found = list(client.list_workers())
     if as_json:
         print_json({"workers": [as_dict(worker) for worker in found]})
@@ -44,14 +45,15 @@ def workers(as_json: AsJson = False, address: Address = None) -> None:
 
 
 @quota.command("get")
-def quota_get(project: QuotaProject, as_json: AsJson = False, address: Address = None) -> None:
+@connecting
+def quota_get(project: QuotaProject, as_json: AsJson = False) -> None:
     """Shows a project's quota.
 
     \b
     Examples:
       headway quota get support
     """
-    with connected(address) as client:
+    with connected() as client:
         found = client.get_quota(project)
     if as_json:
         print_json({"quota": as_dict(found)})
@@ -60,6 +62,7 @@ def quota_get(project: QuotaProject, as_json: AsJson = False, address: Address =
 
 
 @quota.command("set")
+@connecting
 def quota_set(
     project: QuotaProject,
     limits: Annotated[
@@ -68,7 +71,6 @@ def quota_set(
     ],
     request_id: RequestId = None,
     as_json: AsJson = False,
-    address: Address = None,
 ) -> None:
     """Sets a project's quota, all of it. Running work is left alone; the scheduler holds to it from its next round.
 
@@ -79,7 +81,7 @@ def quota_set(
     wanted = dict(_limit(text) for text in limits)
     if len(wanted) < len(limits):
         raise InputError("KIND=NUMBER: a kind is named twice; expected each once")
-    with connected(address, span="headway quota set") as client:
+    with connected(span="headway quota set") as client:
         stored = client.set_quota(project, wanted, request_id=request_id)
     if as_json:
         print_json({"quota": as_dict(stored)})
@@ -102,14 +104,15 @@ def _print_quota(limits: dict[str, int]) -> None:
 
 
 @quota.command("usage")
-def quota_usage(project: QuotaProject, as_json: AsJson = False, address: Address = None) -> None:
+@connecting
+def quota_usage(project: QuotaProject, as_json: AsJson = False) -> None:
     """Shows what a project holds now and used so far, by kind of accelerator.
 
     \b
     Examples:
       headway quota usage support
     """
-    with connected(address) as client:
+    with connected() as client:
         found = client.get_usage(project)
     if as_json:
         print_json({"usage": [as_dict(item) for item in found]})

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headway_client.cli.failures import InputError
-from headway_client.cli.options import Address, AsJson, Attribution, License, Name, Project, RequestId
+from headway_client.cli.options import AsJson, Attribution, License, Name, Project, RequestId
 from headway_client.cli.output import as_dict, print_facts, print_json, print_table
-from headway_client.cli.session import connected
+from headway_client.cli.session import connected, connecting
 
 if TYPE_CHECKING:
     from headway.registry.v1.registry_service_pb2 import ModelVersion
@@ -29,6 +29,7 @@ ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.", 
 
 
 @dataset.command("add")
+@connecting
 def dataset_add(
     name: Name,
     file: DatasetFile,
@@ -37,7 +38,6 @@ def dataset_add(
     attribution: Attribution = "",
     request_id: RequestId = None,
     as_json: AsJson = False,
-    address: Address = None,
 ) -> None:
     """Uploads a file and gives it a name. The store refuses bytes that do not have the announced hash.
 
@@ -45,7 +45,7 @@ def dataset_add(
     Examples:
       headway dataset add questions examples/data/chatterbot_english.jsonl -p support --license BSD-3-Clause
     """
-    with connected(address, span="headway dataset add") as client:
+    with connected(span="headway dataset add") as client:
         uploaded = _upload(client, project, file, quiet=as_json)
         added = client.register_dataset(
             project, name, uploaded, license_=license_, attribution=attribution, request_id=request_id
@@ -57,14 +57,15 @@ def dataset_add(
 
 
 @dataset.command("list")
-def dataset_list(project: Project, as_json: AsJson = False, address: Address = None) -> None:
+@connecting
+def dataset_list(project: Project, as_json: AsJson = False) -> None:
     """Lists a project's datasets.
 
     \b
     Examples:
       headway dataset list --project support
     """
-    with connected(address) as client:
+    with connected() as client:
         found = list(client.list_datasets(project))
     if as_json:
         print_json({"datasets": [as_dict(item) for item in found]})
@@ -76,6 +77,7 @@ def dataset_list(project: Project, as_json: AsJson = False, address: Address = N
 
 
 @base_model.command("add")
+@connecting
 def base_model_add(
     name: Name,
     file: ModelFile,
@@ -84,7 +86,6 @@ def base_model_add(
     attribution: Attribution = "",
     request_id: RequestId = None,
     as_json: AsJson = False,
-    address: Address = None,
 ) -> None:
     """Uploads a GGUF file, as the project named, and makes it known to every project as a base model.
 
@@ -92,7 +93,7 @@ def base_model_add(
     Examples:
       headway base-model add smollm2-135m-instruct SmolLM2-135M-Instruct.Q4_1.gguf -p support --license Apache-2.0
     """
-    with connected(address, span="headway base-model add") as client:
+    with connected(span="headway base-model add") as client:
         uploaded = _upload(client, project, file, quiet=as_json)
         added = client.register_base_model(name, uploaded, license_=license_, attribution=attribution, request_id=request_id)
     if as_json:
@@ -102,14 +103,15 @@ def base_model_add(
 
 
 @base_model.command("list")
-def base_model_list(as_json: AsJson = False, address: Address = None) -> None:
+@connecting
+def base_model_list(as_json: AsJson = False) -> None:
     """Lists the base models.
 
     \b
     Examples:
       headway base-model list
     """
-    with connected(address) as client:
+    with connected() as client:
         found = list(client.list_base_models())
     if as_json:
         print_json({"base_models": [as_dict(item) for item in found]})
@@ -135,11 +137,11 @@ def _upload(client: Client, project: str, file: Path, quiet: bool) -> Uploaded:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
+@connecting
 def models(
     project: Project,
     name: Annotated[str, typer.Option("--model", help="Only versions of this model.")] = "",
     as_json: AsJson = False,
-    address: Address = None,
 ) -> None:
     """Lists the model versions that a project's jobs made, newest first.
 
@@ -148,7 +150,7 @@ def models(
       headway models --project support
       headway models -p support --model support-assistant --json
     """
-    with connected(address) as client:
+    with connected() as client:
         found = list(client.list_model_versions(project, name))
     if as_json:
         print_json({"model_versions": [as_dict(item) for item in found]})
@@ -171,11 +173,11 @@ def models(
 
 
 @model.command("show")
+@connecting
 def model_show(
     name: Annotated[str, typer.Argument(metavar="MODEL[:VERSION|@ALIAS]", help="Default alias: dev.", show_default=False)],
     project: Project,
     as_json: AsJson = False,
-    address: Address = None,
 ) -> None:
     """Shows one version with its lineage: what it was made of and by.
 
@@ -186,7 +188,7 @@ def model_show(
       headway model show support-assistant@dev -p support --json | jq .model_version.lineage
     """
     wanted, version, alias = _version_of(name)
-    with connected(address) as client:
+    with connected() as client:
         found = client.get_model_version(project, wanted, version=version, alias=alias)
     if as_json:
         print_json({"model_version": as_dict(found)})

@@ -16,9 +16,11 @@ class ExitCode(IntEnum):
     NOT_FOUND = 3
     """Something named does not exist."""
     REFUSED = 4
-    """The state of things does not allow it, or a name or request id is taken."""
+    """The state of things, the caller's role or a limit does not allow it, or a name or request id is taken."""
     UNAVAILABLE = 5
     """The control plane, or a server it needs, does not answer."""
+    TAMPERED = 6
+    """The audit log is not what was written."""
     INTERNAL = 70
     """A fault of Headway itself."""
     INTERRUPTED = 130

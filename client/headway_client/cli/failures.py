@@ -31,6 +31,9 @@ _HINTS = {
     "UNAVAILABLE": "is it running? `headway status` shows what is, `headway up` starts it",
     "JOB_NOT_FOUND": "`headway jobs` lists a project's jobs",
     "MODEL_NOT_FOUND": "`headway models` lists a project's models",
+    "PROJECT_NOT_FOUND": "`headway project list` lists the projects you may see",
+    "UNAUTHENTICATED": "expected --token-file FILE, HEADWAY_TOKEN or HEADWAY_TOKEN_FILE with a token that is valid",
+    "PERMISSION_DENIED": "`headway whoami` shows what you may do",
 }
 
 
@@ -49,18 +52,24 @@ class Report:
     reason: str = ""
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     violations: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    quotas: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    preconditions: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    retry_after_seconds: float | None = None
     hint: str = ""
+    said: tuple[str, list[str]] | None = None
+    """For people: a sentence and a line for each fault, everything once. None: the message."""
 
 
 def describe(error: Exception) -> Report:
     """What to tell about `error`."""
     # Imported here: when nothing failed, nothing of this is needed.
     from headway_client.connection import NoAddressError
+    from headway_client.credentials import CredentialsError
     from headway_client.errors import HeadwayError
 
     if isinstance(error, HeadwayError):
         return _describe_call(error)
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | CredentialsError):
         return Report(ExitCode.INVALID, "INVALID", str(error))
     if isinstance(error, NoAddressError):
         return Report(ExitCode.UNAVAILABLE, "UNAVAILABLE", str(error))
@@ -72,28 +81,34 @@ def _describe_call(error: HeadwayError) -> Report:
     hint = _HINTS.get(error.reason) or (_HINTS.get(error.code.name, "") if not error.reason else "")
     if error.reason == "INTERNAL" and (trace_id := error.metadata.get("trace_id")):
         hint = f"its trace is {trace_id}"
-    violations = [asdict(violation) for violation in error.violations]
-    exit_code = _EXIT_CODES.get(error.code.name, ExitCode.INTERNAL)
-    return Report(exit_code, error.code.name, error.message, error.reason, dict(error.metadata), violations, hint)
+    if error.retry_after_seconds is not None:
+        hint = hint or f"try again in {error.retry_after_seconds:.1f} s"
+    return Report(
+        _EXIT_CODES.get(error.code.name, ExitCode.INTERNAL),
+        error.code.name,
+        error.message,
+        error.reason,
+        dict(error.metadata),
+        violations=[asdict(one) for one in error.violations],
+        quotas=[asdict(one) for one in error.quotas],
+        preconditions=[asdict(one) for one in error.preconditions],
+        retry_after_seconds=error.retry_after_seconds,
+        hint=hint,
+        said=error.faults,
+    )
 
 
 def show(report: Report, as_json: bool) -> None:
     """Prints to standard error: one JSON document, or lines for people."""
     if as_json:
-        content = {key: value for key, value in asdict(report).items() if key != "exit_code" and value}
+        content = {key: value for key, value in asdict(report).items() if key not in ("exit_code", "said") and value}
         print(json.dumps({"error": content}, ensure_ascii=False), file=sys.stderr)
         return
-    first, *rest = report.message.splitlines() or [report.code]
-    lines = [f"headway: {first}", *(f"         {line}" for line in rest)]
-    lines += [f"  {violation['field']}: {violation['description']}" for violation in _unsaid(report)]
+    sentence, faults = report.said or (report.message, [])
+    first, *rest = sentence.splitlines() or [report.code]
+    lines = [f"headway: {first}", *(f"         {line}" for line in rest), *(f"  {fault}" for fault in faults)]
     lines += [f"  {report.hint}"] if report.hint else []
     print("\n".join(lines), file=sys.stderr)
-
-
-def _unsaid(report: Report) -> list[dict[str, str]]:
-    """The violations, unless there is one and the message says it."""
-    said = len(report.violations) == 1 and report.violations[0]["description"] in report.message
-    return [] if said else report.violations
 
 
 def show_traceback_if_asked(error: Exception) -> None:

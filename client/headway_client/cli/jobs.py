@@ -1,7 +1,9 @@
-"""headway submit, jobs, get, watch, logs, cancel."""
+"""headway submit, jobs, get, watch, logs."""
 
 from __future__ import annotations
 
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,29 +11,37 @@ import typer
 
 from headway_client.cli.exit_codes import ExitCode
 from headway_client.cli.failures import InputError
-from headway_client.cli.options import Address, AsJson, JobId, Project, RequestId
-from headway_client.cli.output import as_dict, as_plain, print_json, print_table
-from headway_client.cli.session import address_of, connected
+from headway_client.cli.options import AsJson, JobId, JobSet, RequestId, state_of
+from headway_client.cli.output import as_dict, print_json, print_table
+from headway_client.cli.session import connected, connecting, connection
+from headway_client.cli.submitting import print_valid, submit_batch
 
 if TYPE_CHECKING:
-    from headway.jobs.v1.job_pb2 import Job, JobState
     from headway.jobs.v1.job_service_pb2 import SubmitJobRequest
+    from headway_client.connection import Connection
 
 
+@connecting
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A job file, YAML.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="A job file, YAML.", show_default=False)],
     project: Annotated[str, typer.Option("--project", "-p", envvar="HEADWAY_PROJECT", help="In place of the file's.")] = "",
     name: Annotated[str, typer.Option(help="In place of the file's.")] = "",
     priority: Annotated[int | None, typer.Option(min=0, max=1000, help="In place of the file's.", show_default=False)] = None,
+    job_set: JobSet = "",
     request_id: RequestId = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="All files as one batch: YAML, and JSONL with a job on every line; all or none.")
+    ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="With --batch: submit the good ones even if others are bad.")
+    ] = False,
     validate_only: Annotated[
-        bool, typer.Option("--validate-only", help="Check everything, store nothing, show the resolved spec.")
+        bool, typer.Option("--validate-only", help="Check everything, store nothing, show the resolved spec and the plan.")
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
     as_json: AsJson = False,
-    address: Address = None,
 ) -> None:
-    """Submits a job.
+    """Submits a job, or with --batch many.
 
     With --watch it exits with 0 only if the job succeeds. Repeated with the same --request-id it submits nothing new.
 
@@ -41,27 +51,40 @@ def submit(
       headway submit job.yaml --project support --priority 800
       headway submit job.yaml --validate-only
       headway submit job.yaml --json | jq -r .job.job_id
+      headway submit --batch sweep/*.yaml more.jsonl --job-set sweep
     """
-    request = _request(file, project)
-    with connected(address, span="headway submit") as client:
-        job = client.submit_job(
+    if batch:
+        if watch or validate_only or name or priority is not None:
+            raise InputError("--batch goes without --watch, --validate-only, --name and --priority: those are about one job")
+        submit_batch(files, project, job_set, partial, request_id, as_json)
+        return
+    if len(files) > 1 or partial:
+        raise InputError("FILE: several files are submitted with --batch, which is also what --partial is about")
+    request = _request(files[0], project)
+    with connected(span="headway submit") as client:
+        response = client.submit(
             request.project,
             request.spec,
             name=name or request.name,
             priority=priority if priority is not None else request.priority if request.HasField("priority") else None,
+            job_set=job_set,
             request_id=request_id,
             validate_only=validate_only,
         )
+    job = response.job
     if as_json:
-        print_json({"job": as_dict(job)})
+        print_json(as_dict(response))
     elif validate_only:
-        _print_valid(file, job)
+        print_valid(files[0], response)
     elif watch:
         print(f"submitted {job.job_id}")
     else:
         print(f"submitted {job.job_id}\n  headway watch {job.job_id}")
+    if not as_json:
+        for warning in response.warnings:
+            print(f"  note: {warning}", file=sys.stderr)
     if watch and not validate_only:
-        _watch(address_of(address), job.job_id, as_json)
+        _watch(connection(), job.job_id, as_json)
 
 
 def _request(file: Path, project: str) -> SubmitJobRequest:
@@ -79,35 +102,44 @@ def _request(file: Path, project: str) -> SubmitJobRequest:
     return request
 
 
-def _print_valid(file: Path, job: Job) -> None:
-    import yaml
-
-    print(f"{file} is valid. With its defaults it says:\n")
-    print(yaml.safe_dump({"spec": as_plain(job.spec)}, sort_keys=False, allow_unicode=True), end="")
-
-
+@connecting
 def jobs(
-    project: Project,
+    project: Annotated[str, typer.Option("--project", "-p", envvar="HEADWAY_PROJECT", help="The project.")] = "",
+    all_projects: Annotated[bool, typer.Option("--all-projects", help="Of every project you may see.")] = False,
     state: Annotated[
         list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.", show_default=False)
     ] = None,
+    filter_: Annotated[str, typer.Option("--filter", metavar="FILTER", help="Only jobs that match.")] = "",
+    order_by: Annotated[str, typer.Option(help="create_time, update_time or priority; then asc or desc.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="The most jobs to list.")] = 50,
     as_json: AsJson = False,
-    address: Address = None,
 ) -> None:
-    """Lists a project's jobs, newest first.
+    """Lists a project's jobs, newest first unless ordered otherwise.
 
     \b
     Examples:
       headway jobs --project support
       headway jobs -p support --state running --state queued
+      headway jobs -p support --filter 'priority >= 500 AND job_set = "sweep"' --order-by "priority desc"
+      headway jobs --all-projects --filter 'state = RUNNING'
       headway jobs -p support --json | jq '.jobs[].job_id'
     """
     from itertools import islice
 
-    states = [_state(name) for name in state or ()]
-    with connected(address) as client:
-        found = list(islice(client.list_jobs(project, states=states, page_size=min(limit, 1000)), limit))
+    if not project and not all_projects:
+        raise InputError("--project: is absent; expected it, HEADWAY_PROJECT, or --all-projects")
+    states = [state_of(name) for name in state or ()]
+    with connected() as client:
+        listed = client.list_jobs(
+            "" if all_projects else project,
+            states=states,
+            filter_=filter_,
+            order_by=order_by,
+            # A table shows nothing of what a summary leaves out.
+            summary=not as_json,
+            page_size=min(limit, 1000),
+        )
+        found = list(islice(listed, limit))
     if as_json:
         print_json({"jobs": [as_dict(job) for job in found]})
         return
@@ -116,6 +148,7 @@ def jobs(
 
     rows = [
         (
+            *((job.project,) if all_projects else ()),
             job.job_id,
             job.name,
             state_name(job.state),
@@ -125,19 +158,12 @@ def jobs(
         )
         for job in found
     ]
-    print_table(("JOB", "NAME", "STATE", "PHASE", "PRIORITY", "CREATED"), rows, f"project {project} has no such jobs")
+    header = (*(("PROJECT",) if all_projects else ()), "JOB", "NAME", "STATE", "PHASE", "PRIORITY", "CREATED")
+    print_table(header, rows, "there are no such jobs" if all_projects else f"project {project} has no such jobs")
 
 
-def _state(name: str) -> JobState.ValueType:
-    from headway.jobs.v1.job_pb2 import JobState
-
-    known = {key.removeprefix("JOB_STATE_").lower(): number for key, number in JobState.items() if number}
-    if name.lower() not in known:
-        raise InputError(f"--state: {name} is no state of a job; expected one of {', '.join(known)}")
-    return known[name.lower()]
-
-
-def get(job: JobId, as_json: AsJson = False, address: Address = None) -> None:
+@connecting
+def get(job: JobId, as_json: AsJson = False) -> None:
     """Shows one job: where it stands, why it waits or failed, what it produced.
 
     \b
@@ -145,7 +171,7 @@ def get(job: JobId, as_json: AsJson = False, address: Address = None) -> None:
       headway get 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11
       headway get 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11 --json | jq .job.result.evaluate
     """
-    with connected(address) as client:
+    with connected() as client:
         found = client.get_job(job)
     if as_json:
         print_json({"job": as_dict(found)})
@@ -155,7 +181,8 @@ def get(job: JobId, as_json: AsJson = False, address: Address = None) -> None:
     print_job(found)
 
 
-def watch(job: JobId, as_json: AsJson = False, address: Address = None) -> None:
+@connecting
+def watch(job: JobId, as_json: AsJson = False) -> None:
     """Follows a job until it ends: its phases, its progress, its result.
 
     It may be left with Ctrl-C and taken up again at any time; the job does not notice. It exits with 0 only if the job
@@ -166,10 +193,10 @@ def watch(job: JobId, as_json: AsJson = False, address: Address = None) -> None:
       headway watch 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11
       headway watch 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11 --json | jq -r 'select(.progress).progress.progress.metrics.loss'
     """
-    _watch(address_of(address), job, as_json)
+    _watch(connection(), job, as_json)
 
 
-def _watch(address: str, job_id: str, as_json: bool) -> None:
+def _watch(target: Connection, job_id: str, as_json: bool) -> None:
     import asyncio
 
     from rich.console import Console
@@ -180,20 +207,27 @@ def _watch(address: str, job_id: str, as_json: bool) -> None:
     def write(line: str) -> None:
         print(line, flush=True)
 
-    following = watch_as_json(address, job_id, write) if as_json else watch_on_console(address, job_id, Console())
+    following = watch_as_json(target, job_id, write) if as_json else watch_on_console(target, job_id, Console())
     job = asyncio.run(following)
     if job.state != JOB_STATE_SUCCEEDED:
         raise typer.Exit(ExitCode.JOB_NOT_SUCCEEDED)
 
 
+@connecting
 def logs(
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes until the job ends.")] = False,
     level: Annotated[
         str, typer.Option(help="Only lines at least this serious: debug, info, warning, error.", show_default=False)
     ] = "",
+    attempt: Annotated[int, typer.Option(min=0, help="Only of this attempt; 0: of all.")] = 0,
+    source: Annotated[str, typer.Option(help="Only lines from here, such as runner, agent or stderr.")] = "",
+    text: Annotated[str, typer.Option(help="Only lines that hold this text as it stands.")] = "",
+    since: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Only since this time, in UTC.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
-    address: Address = None,
 ) -> None:
     """Prints what a job's processes wrote, attempt after attempt, with its measurements.
 
@@ -201,39 +235,25 @@ def logs(
     Examples:
       headway logs 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11
       headway logs -f 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11 --level warning
+      headway logs 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11 --attempt 2 --source stderr --text "out of memory"
       headway logs 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11 --json | jq -r 'select(.line).line.text'
     """
     from headway_client.cli.log_lines import level_of, record_line
 
     min_level = level_of(level)
-    with connected(address) as client:
-        for batch in client.tail_logs(job, follow=follow, min_level=min_level):
+    with connected() as client:
+        batches = client.tail_logs(
+            job,
+            follow=follow,
+            min_level=min_level,
+            attempt=attempt,
+            source=source,
+            text=text,
+            since=since and since.replace(tzinfo=UTC),
+        )
+        for batch in batches:
             for record in batch.records:
                 if as_json:
                     print_json(as_dict(record))
                 else:
                     print(record_line(record), flush=True)
-
-
-def cancel(
-    job: JobId,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
-    request_id: RequestId = None,
-    as_json: AsJson = False,
-    address: Address = None,
-) -> None:
-    """Asks a job to stop. What it holds is given back; what it has stored stays.
-
-    \b
-    Examples:
-      headway cancel 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11
-      headway cancel 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11 --reason "wrong dataset"
-    """
-    with connected(address, span="headway cancel") as client:
-        found = client.cancel_job(job, reason=reason, request_id=request_id)
-    if as_json:
-        print_json({"job": as_dict(found)})
-        return
-    from headway_client.watching.view import state_name
-
-    print(f"{found.job_id} is {state_name(found.state)}")

@@ -16,6 +16,7 @@ from headway.jobs.v1 import job_pb2
 from headway.jobs.v1.job_event_pb2 import JobEvent
 from headway.logs.v1.log_record_pb2 import LogRecord
 from headway_client.aio_client import AsyncClient
+from headway_client.connection import Connection
 from headway_client.errors import HeadwayError
 from headway_client.watching.plain import event_line, progress_line
 from headway_client.watching.render import LiveView, render_outcome
@@ -124,13 +125,13 @@ class ViewWatcher:
         self._view.apply_progress(record)
 
 
-async def watch_on_console(address: str, job_id: str, console: Console) -> job_pb2.Job:
+async def watch_on_console(connection: Connection, job_id: str, console: Console) -> job_pb2.Job:
     """Shows the job until it is final, then its outcome: redrawn on a terminal, line by line elsewhere.
 
     Raises:
         HeadwayError: as `follow`.
     """
-    async with AsyncClient(address) as client:
+    async with AsyncClient.of(connection) as client:
         if console.is_terminal:
             job = await _watch_live(client, job_id, console)
         else:
@@ -139,13 +140,13 @@ async def watch_on_console(address: str, job_id: str, console: Console) -> job_p
     return job
 
 
-async def watch_as_json(address: str, job_id: str, write: Callable[[str], None]) -> job_pb2.Job:
+async def watch_as_json(connection: Connection, job_id: str, write: Callable[[str], None]) -> job_pb2.Job:
     """Writes a JSON line for everything that happens to the job, and {"job": …} once it is final.
 
     Raises:
         HeadwayError: as `follow`.
     """
-    async with AsyncClient(address) as client:
+    async with AsyncClient.of(connection) as client:
         job = await follow(client, job_id, JsonWatcher(write))
     content = MessageToJson(job, preserving_proto_field_name=True, indent=None, ensure_ascii=False)
     write(f'{{"job": {content}}}')

@@ -16,6 +16,7 @@ from headway.jobs.v1 import job_pb2, job_service_pb2_grpc, job_spec_pb2
 from headway.jobs.v1 import job_service_pb2 as jobs
 from headway.logs.v1 import log_record_pb2, log_service_pb2_grpc
 from headway.logs.v1 import log_service_pb2 as logs
+from tests.unit.client.servicers import PartialJobServicer
 
 JOB_ID = "2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11"
 START = 1_790_000_000.0
@@ -89,7 +90,7 @@ def _measured(step: int, offset: int) -> log_record_pb2.LogRecord:
     return log_record_pb2.LogRecord(sequence=step, time=at(offset + step), progress=progress, attempt=1)
 
 
-class ScriptedJob(job_service_pb2_grpc.JobServiceServicer, log_service_pb2_grpc.LogServiceServicer):
+class ScriptedJob(PartialJobServicer, log_service_pb2_grpc.LogServiceServicer):
     """Plays `script()`; the job then ends as `final`."""
 
     def __init__(self, final: job_pb2.Job | None = None) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_status import rpc_status
+from typer.testing import CliRunner
 
 from headway.jobs.v1 import job_pb2
 from headway.jobs.v1 import job_service_pb2 as jobs
+from headway_client.cli.app import build
 from headway_client.connection import NoAddressError, resolve
 from tests.unit.client.conftest import Serve
 from tests.unit.client.scripted_job import JOB_ID, ScriptedJob, at, script
@@ -148,6 +151,26 @@ async def test_logs_follow_and_cannot_steer_the_terminal(serve: Serve) -> None:
     assert lines[-1].endswith("train step 10/10, loss 3.000, 210 tokens/s")
 
 
+async def test_logs_are_chosen_by_the_server(serve: Serve) -> None:
+    asked: list[Any] = []
+
+    class Logs(ScriptedJob):
+        async def TailLogs(self, request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:  # noqa: N802  the generated name
+            asked.append(request)
+            async for batch in super().TailLogs(request, context):
+                yield batch
+
+    servicer = Logs()
+    address = await serve(servicer.register)
+    await servicer.play()
+    chosen = ("--attempt", "2", "--source", "stderr", "--text", "memory", "--since", "2026-01-02T03:04:05")
+    run = await headway("logs", JOB_ID, *chosen, "--address", address)
+    assert run.code == 0
+    (request,) = asked
+    assert (request.attempt, request.source, request.text) == (2, "stderr", "memory")
+    assert request.since.ToJsonString() == "2026-01-02T03:04:05Z"
+
+
 async def test_jobs_and_get_for_people_and_for_programs(serve: Serve) -> None:
     address = await serve(ScriptedJob().register)
     table, document, facts = await asyncio.gather(
@@ -232,6 +255,20 @@ async def test_nobody_there(tmp_path: Path) -> None:
 
 USAGE = [
     ("jobs", "--state", "running"),
+    ("cancel",),
+    ("cancel", "j", "--job-set", "s", "-p", "p"),
+    ("pause", "--job-set", "s"),
+    ("update", "j"),
+    ("rerun", "j", "--set", "fine_tune.training.steps"),
+    ("rerun", "j", "--set", "fine_tune.training.step=3"),
+    ("rerun", "j", "--field", "fine_tune.training.steps"),
+    ("submit", "a.yaml", "b.yaml"),
+    ("submit", "--batch", "a.yaml", "--watch"),
+    ("project", "update", "p"),
+    ("member", "set", "user:a", "--role", "king"),
+    ("token", "create", "n", "--role", "nobody"),
+    ("audit", "verify", "--expect-head", "7"),
+    ("webhook", "add", "https://x", "-p", "p", "--state", "asleep"),
     ("jobs", "-p", "p", "--state", "asleep"),
     ("jobs", "-p", "p", "--limit", "0"),
     ("logs", "j", "--level", "loud"),
@@ -252,33 +289,33 @@ async def test_usage_errors_exit_with_2(arguments: tuple[str, ...]) -> None:
 
 
 COMMANDS = [
-    ("submit",),
-    ("jobs",),
-    ("get",),
-    ("watch",),
-    ("logs",),
-    ("cancel",),
-    ("dataset", "add"),
-    ("dataset", "list"),
-    ("base-model", "add"),
-    ("base-model", "list"),
-    ("models",),
+    *[(name,) for name in ("submit", "jobs", "get", "watch", "logs", "cancel", "pause", "resume", "preempt", "reprioritize")],
+    *[(name,) for name in ("update", "rerun", "diff", "models", "workers", "whoami")],
+    *[("dataset", verb) for verb in ("add", "list")],
+    *[("base-model", verb) for verb in ("add", "list")],
     ("model", "show"),
-    ("workers",),
-    ("quota", "get"),
-    ("quota", "set"),
-    ("quota", "usage"),
+    *[("quota", verb) for verb in ("get", "set", "usage")],
+    *[("job-set", verb) for verb in ("get", "list")],
+    *[("project", verb) for verb in ("create", "list", "get", "update", "delete")],
+    *[("member", verb) for verb in ("set", "remove", "list")],
+    *[("token", verb) for verb in ("create", "list", "revoke")],
+    *[("audit", verb) for verb in ("list", "verify")],
+    *[("webhook", verb) for verb in ("add", "list", "remove", "deliveries")],
 ]
 
 
 async def test_every_command_is_in_the_reference_and_has_examples_and_json() -> None:
     reference = (ROOT / "docs" / "reference" / "cli.md").read_text()
-    runs = await asyncio.gather(*(headway(*command, "--help") for command in COMMANDS))
-    for command, run in zip(COMMANDS, runs, strict=True):
+    # In this process: a process for each would take a minute.
+    runner, app = CliRunner(), build([])
+    for command in COMMANDS:
+        run = runner.invoke(app, [*command, "--help"], prog_name="headway")
         spoken = f"headway {' '.join(command)}"
         assert f"`{spoken}" in reference
-        assert f"  {spoken} " in run.out.partition("Examples:")[2] or f"  {spoken}\n" in run.out.partition("Examples:")[2]
-        assert "--json" in run.out
+        examples = run.output.partition("Examples:")[2]
+        assert f"  {spoken} " in examples or f"  {spoken}\n" in examples, spoken
+        for option in ("--json", "--address", "--token-file"):
+            assert option in run.output, (spoken, option)
     listed = (await headway("--help")).out.partition("Commands:")[2]
     names = {line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "}
     assert names == {command[0] for command in COMMANDS} | {"up", "down", "status"}
@@ -319,3 +356,151 @@ async def test_interrupting_a_watch_exits_with_130(serve: Serve) -> None:
     assert json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["event"]["sequence"] == "1"
     process.send_signal(2)
     assert await asyncio.wait_for(process.wait(), 30) == 130
+
+
+class OtherJobs(ScriptedJob):
+    """Takes batches and steers selections; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Any] = []
+        self.tokens: list[str] = []
+
+    def _note(self, request: Any, context: aio.ServicerContext[Any, Any]) -> None:
+        self.asked.append(request)
+        shown = dict(context.invocation_metadata() or ())
+        self.tokens.append(str(shown.get("authorization", "")))
+
+    async def BatchSubmitJobs(  # noqa: N802  the generated name
+        self, request: jobs.BatchSubmitJobsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> jobs.BatchSubmitJobsResponse:
+        self._note(request, context)
+        bad = [number for number, item in enumerate(request.items) if not item.spec.fine_tune.base_model]
+        faults = [f"items[{number}].spec.fine_tune.base_model" for number in bad]
+        if bad and not request.partial_success:
+            status = invalid(dict.fromkeys(faults, "is empty; expected a name"))
+            await context.abort_with_status(rpc_status.to_status(status))
+        refusal = invalid({"spec.fine_tune.base_model": "is empty; expected a name"})
+        results = [
+            jobs.BatchResult(status=refusal) if number in bad else jobs.BatchResult(job_id=f"job-{number}")
+            for number in range(len(request.items))
+        ]
+        return jobs.BatchSubmitJobsResponse(results=results, accepted_count=len(results) - len(bad))
+
+    async def CancelJob(  # noqa: N802  the generated name
+        self, request: jobs.CancelJobRequest, context: aio.ServicerContext[Any, Any]
+    ) -> jobs.CancelJobResponse:
+        self._note(request, context)
+        refused = jobs.JobOutcome(job_id="b", state=job_pb2.JOB_STATE_FAILED, status=invalid({}))
+        done = jobs.JobOutcome(job_id="a", state=job_pb2.JOB_STATE_CANCELLED)
+        named = bool(request.selection.job_ids)
+        outcome = jobs.SelectionOutcome(outcomes=[done, refused] if named else [done], changed_count=1, more=not named)
+        return jobs.CancelJobResponse(outcome=outcome)
+
+    async def RerunJob(  # noqa: N802  the generated name
+        self, request: jobs.RerunJobRequest, context: aio.ServicerContext[Any, Any]
+    ) -> jobs.RerunJobResponse:
+        self._note(request, context)
+        return jobs.RerunJobResponse(job=job_pb2.Job(job_id="new", rerun_of=request.job_id))
+
+    async def ListJobs(  # noqa: N802  the generated name
+        self, request: jobs.ListJobsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> jobs.ListJobsResponse:
+        self._note(request, context)
+        return jobs.ListJobsResponse(jobs=[job_pb2.Job(job_id="a", project="p", state=job_pb2.JOB_STATE_PAUSED)])
+
+
+def invalid(fields: dict[str, str]) -> status_pb2.Status:
+    """As Headway says that a request is not valid: every fault in the sentence and in the details."""
+    listed = "; ".join(f"{field}: {text}" for field, text in fields.items())
+    status = status_pb2.Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=f"the request is not valid: {listed}")
+    violations = [{"field": field, "description": text} for field, text in fields.items()]
+    for detail in (
+        error_details_pb2.ErrorInfo(reason="INVALID_FIELD", domain="headway"),
+        error_details_pb2.BadRequest(field_violations=violations),
+    ):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def lines_of(path: Path, *base_models: str) -> Path:
+    documents = [{"project": "p", "spec": {"fine_tune": {"base_model": name}}} for name in base_models]
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    return path
+
+
+async def test_a_batch_of_files_is_one_request(serve: Serve, tmp_path: Path) -> None:
+    servicer = OtherJobs()
+    address = await serve(servicer.register)
+    path = lines_of(tmp_path / "more.jsonl", "x", "y")
+    files = (str(JOB_FILE), str(path))
+    run = await headway("submit", "--batch", *files, "-p", "p", "--job-set", "sweep", "--address", address)
+    assert (run.code, run.err) == (0, "")
+    assert [line.split() for line in run.out.splitlines()] == [
+        ["job-0", str(JOB_FILE)],
+        ["job-1", f"{path}:1"],
+        ["job-2", f"{path}:2"],
+        ["3", "submitted,", "0", "refused"],
+    ]
+    (request,) = servicer.asked
+    assert (request.project, request.job_set, len(request.items), request.partial_success) == ("p", "sweep", 3, False)
+
+
+async def test_a_refused_batch_names_each_fault_once_by_file_and_line(serve: Serve, tmp_path: Path) -> None:
+    address = await serve(OtherJobs().register)
+    path = lines_of(tmp_path / "more.jsonl", "x", "", "")
+    run = await headway("submit", "--batch", str(path), "--address", address)
+    assert run.code == 2
+    assert run.err.splitlines() == [
+        "headway: the request is not valid",
+        f"  {path}:2: spec.fine_tune.base_model: is empty; expected a name",
+        f"  {path}:3: spec.fine_tune.base_model: is empty; expected a name",
+    ]
+    partly = await headway("submit", "--batch", "--partial", str(path), "--address", address)
+    assert partly.code == 2
+    assert "job-0" in partly.out
+    assert "1 submitted, 2 refused" in partly.out
+
+
+async def test_many_jobs_are_steered_by_set_and_by_id(serve: Serve) -> None:
+    servicer = OtherJobs()
+    address = await serve(servicer.register)
+    by_set, by_id = await asyncio.gather(
+        headway("cancel", "--job-set", "sweep", "-p", "p", "--reason", "budget", "--address", address),
+        headway("cancel", "a", "b", "--json", "--address", address),
+    )
+    assert (by_set.code, by_id.code) == (0, 4)
+    assert "1 changed, 0 refused; more match: repeat the command" in by_set.out
+    assert by_id.documents()[0]["outcome"]["changed_count"] == 1
+    selections = {tuple(request.selection.job_ids): request for request in servicer.asked}
+    assert (selections[()].selection.job_set, selections[()].reason) == ("sweep", "budget")
+    assert ("a", "b") in selections
+
+
+async def test_a_rerun_names_what_it_changes(serve: Serve) -> None:
+    servicer = OtherJobs()
+    address = await serve(servicer.register)
+    steps, rate = "fine_tune.training.steps", "fine_tune.training.learning_rate"
+    run = await headway("rerun", "old", "--set", f"{steps}=20", "--set", f"{rate}=5e-4", "--address", address)
+    assert (run.code, run.err) == (0, "")
+    (request,) = servicer.asked
+    assert list(request.spec_mask.paths) == [steps, rate]
+    assert (request.spec.fine_tune.training.steps, request.spec.fine_tune.training.learning_rate) == (20, 5e-4)
+
+
+async def test_jobs_of_every_project_are_listed_with_a_filter(serve: Serve, tmp_path: Path) -> None:
+    servicer = OtherJobs()
+    address = await serve(servicer.register)
+    (tmp_path / "token").write_text("secret\n")
+    query = ("--filter", "state = PAUSED", "--order-by", "priority desc")
+    run = await headway(
+        "jobs", "--all-projects", *query, "--address", address, "--token-file", str(tmp_path / "token"), cwd=tmp_path
+    )
+    assert run.out.splitlines()[1].split()[:3] == ["p", "a", "-"]
+    (request,) = servicer.asked
+    assert (request.project, request.filter, request.order_by) == ("", "state = PAUSED", "priority desc")
+    assert servicer.tokens == ["Bearer secret"]
+    nowhere = await headway("jobs", "--address", address)
+    assert nowhere.code == 2

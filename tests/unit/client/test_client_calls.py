@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -23,15 +24,16 @@ from headway.jobs.v1 import job_pb2, job_service_pb2_grpc, job_spec_pb2
 from headway.jobs.v1 import job_service_pb2 as jobs
 from headway_client.aio_client import AsyncClient
 from headway_client.client import Client
-from headway_client.errors import FieldViolation, HeadwayError
+from headway_client.errors import FieldViolation, HeadwayError, from_status
 from headway_client.retries import RetryPolicy, is_safe_to_repeat
 from tests.unit.client.conftest import Serve
+from tests.unit.client.servicers import PartialJobServicer
 
 QUICK = RetryPolicy(backoff_seconds=0.001, backoff_seconds_max=0.01)
 SPEC = job_spec_pb2.JobSpec(fine_tune=job_spec_pb2.FineTuneSpec(base_model="b", output_model="o"))
 
 
-class Jobs(job_service_pb2_grpc.JobServiceServicer):
+class Jobs(PartialJobServicer):
     """Fails `failures` times with `code`, then answers; remembers every request and its metadata."""
 
     def __init__(self, failures: int = 0, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
@@ -256,3 +258,69 @@ async def test_every_kind_of_call_carries_the_callers_trace(serve: Serve) -> Non
     trace_id = f"{span.get_span_context().trace_id:032x}"
     parents = [str(metadata["traceparent"]).split("-")[1] for metadata in servicer.metadata]
     assert parents == [trace_id] * 4
+
+
+def limited(reason: str, seconds: float | None) -> status_pb2.Status:
+    """A refusal as Headway gives it to who asks too much."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=reason, domain="headway", metadata={"limit": "calls_per_second"}),
+        error_details_pb2.QuotaFailure(violations=[{"subject": "service:a", "description": "2,000 calls a second"}]),
+        error_details_pb2.PreconditionFailure(violations=[{"type": "STATE", "subject": "job", "description": "is final"}]),
+    ]
+    if seconds is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=timedelta(seconds=seconds)))
+    status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="too many calls")
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+class Limited(Jobs):
+    def __init__(self, failures: int, seconds: float | None) -> None:
+        super().__init__(failures)
+        self.status = limited("RATE_LIMITED", seconds)
+
+    async def _seen(self, request: Message, context: aio.ServicerContext[Any, Any]) -> None:
+        self.requests.append(request)
+        if len(self.requests) <= self.failures:
+            await context.abort_with_status(rpc_status.to_status(self.status))
+
+
+async def test_who_asks_too_much_waits_as_long_as_the_server_says(serve: Serve) -> None:
+    servicer = Limited(2, seconds=0.2)
+    began = asyncio.get_running_loop().time()
+    async with AsyncClient(await serve(servicer.register), retries=QUICK) as client:
+        await client.submit_job("p", SPEC)
+    assert asyncio.get_running_loop().time() - began >= 0.4
+    assert len(servicer.requests) == 3
+    assert all(request == servicer.requests[0] for request in servicer.requests)
+
+
+async def test_nobody_waits_beyond_their_deadline_or_without_being_asked_to(serve: Serve) -> None:
+    late, unsaid = Limited(9, seconds=60.0), Limited(9, seconds=None)
+    for servicer in (late, unsaid):
+        async with AsyncClient(await serve(servicer.register), deadline_seconds=5, retries=QUICK) as client:
+            with pytest.raises(HeadwayError) as caught:
+                await client.get_job("j")
+        assert len(servicer.requests) == 1
+        assert caught.value.reason == "RATE_LIMITED"
+        assert [quota.subject for quota in caught.value.quotas] == ["service:a"]
+        assert [(one.type, one.description) for one in caught.value.preconditions] == [("STATE", "is final")]
+        assert caught.value.retry_after_seconds == (60.0 if servicer is late else None)
+
+
+def test_every_fault_is_told_once() -> None:
+    both = [FieldViolation("a", "is 0; expected 1"), FieldViolation("b", "is empty")]
+    listed = "the request is not valid: a: is 0; expected 1; b: is empty"
+    error = HeadwayError(grpc.StatusCode.INVALID_ARGUMENT, listed, reason="INVALID_FIELD", violations=both)
+    assert str(error) == "the request is not valid [INVALID_FIELD]\n  a: is 0; expected 1\n  b: is empty"
+    one = HeadwayError(grpc.StatusCode.INVALID_ARGUMENT, "not valid: b: is empty", reason="INVALID_FIELD", violations=both[1:])
+    assert str(one) == "not valid: b: is empty [INVALID_FIELD]"
+
+
+def test_a_status_inside_an_answer_is_read_like_an_error() -> None:
+    error = from_status(limited("TOO_MANY_CALLS", 1.5))
+    assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+    assert error.retry_after_seconds == 1.5

@@ -24,6 +24,7 @@ from headway_client.errors import HeadwayError
 from headway_client.retries import RetryPolicy
 from headway_client.streams import Resumption
 from tests.unit.client.conftest import CuttingProxy, Serve
+from tests.unit.client.servicers import PartialJobServicer
 
 EVENTS = 12
 QUICK = RetryPolicy(backoff_seconds=0.001, backoff_seconds_max=0.01)
@@ -42,7 +43,7 @@ def batches(start_cursor: str, job_id: str) -> list[jobs.WatchEventsResponse]:
     return [*result, jobs.WatchEventsResponse(cursor=str(EVENTS), end_of_stream=True)]
 
 
-class Events(job_service_pb2_grpc.JobServiceServicer):
+class Events(PartialJobServicer):
     """Serves the twelve events; after each message `breaker` may end the call."""
 
     def __init__(self, breaker: Breaker | None = None) -> None:
@@ -58,8 +59,6 @@ class Events(job_service_pb2_grpc.JobServiceServicer):
             if self._breaker is not None:
                 await self._breaker(context)
                 return
-
-    SubmitJob = GetJob = ListJobs = CancelJob = None  # type: ignore[assignment]  # only the stream is asked for here
 
     def register(self, server: aio.Server) -> None:
         job_service_pb2_grpc.add_JobServiceServicer_to_server(self, server)
@@ -185,9 +184,28 @@ async def test_logs_without_follow_end_with_what_is_stored(serve: Serve) -> None
     assert servicer.calls == 1
 
 
-def test_one_job_or_one_project() -> None:
-    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="exactly one"):
-        client.watch_events()
+def test_one_scope_at_a_time() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ValueError, match="at most one"):
+        client.watch_events(job_id="j", project="p")
+
+
+def test_from_now_means_when_it_was_asked_for() -> None:
+    request = jobs.WatchEventsRequest(project="p", from_now=True)
+    resumption = Resumption(QUICK, request.start_cursor)
+    resumption.ask(request)
+    assert (request.start_cursor, request.from_now) == ("", True)
+    resumption.received(jobs.WatchEventsResponse(cursor="7"))
+    resumption.ask(request)
+    assert (request.start_cursor, request.from_now) == ("7", False)
+
+
+def test_an_expired_cursor_is_the_callers_to_decide() -> None:
+    expired = HeadwayError(
+        grpc.StatusCode.OUT_OF_RANGE, "kept no more", reason="CURSOR_EXPIRED", metadata={"oldest_cursor": "9"}
+    )
+    with pytest.raises(HeadwayError) as caught:
+        Resumption(QUICK, "7").wait_seconds(expired)
+    assert caught.value.metadata["oldest_cursor"] == "9"
 
 
 def test_reopening_stops_after_silence_and_not_before() -> None:

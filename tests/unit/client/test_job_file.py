@@ -51,6 +51,25 @@ spec:
     assert read_job_file(written(tmp_path, text)) == expected
 
 
+def test_words_for_enums_and_for_what_the_platform_chooses(tmp_path: Path) -> None:
+    text = """\
+spec:
+  hpo:
+    trial:
+      training: {learning_rate: auto, steps: 20, warmup_steps: auto, auto: [max_tokens]}
+    sampler: grid
+    objective: {direction: DIRECTION_MAXIMIZE}
+    search_space:
+      lora.rank: {choices: {numbers: [4, 8]}}
+"""
+    hpo = read_job_file(written(tmp_path, text)).spec.hpo
+    assert list(hpo.trial.training.auto) == ["max_tokens", "learning_rate", "warmup_steps"]
+    assert not hpo.trial.training.HasField("learning_rate")
+    assert hpo.sampler == job_spec_pb2.SAMPLER_GRID
+    assert hpo.objective.direction == job_spec_pb2.DIRECTION_MAXIMIZE
+    assert list(hpo.search_space["lora.rank"].choices.numbers) == [4, 8]
+
+
 FAULTS = {
     "nothing": ("", [": holds nothing; expected fields and their values"]),
     "a list": ("- a\n", [":1: holds a list; expected fields and their values"]),
@@ -95,7 +114,33 @@ FAULTS = {
         "spec: {fine_tune: {evaluation: {sample_prompts: hello}}}\n",
         [':1: spec.fine_tune.evaluation.sample_prompts: is the text "hello"; expected a list'],
     ),
-    "unknown job type": ("spec: {hpo: {}}\n", [":1: spec.hpo: is not a field here; expected one of fine_tune"]),
+    "unknown job type": (
+        "spec: {astrology: {}}\n",
+        [":1: spec.astrology: is not a field here; expected one of evaluation, fine_tune, hpo, retrain, rlhf"],
+    ),
+    "two job types": (
+        "spec:\n  hpo: {}\n  rlhf: {}\n",
+        [":2: spec: has hpo and rlhf; expected exactly one of them"],
+    ),
+    "word that is none of an enum's": (
+        "spec:\n  hpo:\n    sampler: best\n",
+        [':3: spec.hpo.sampler: is the text "best"; expected one of random, tpe, grid'],
+    ),
+    "two kinds of values in one dimension": (
+        "spec:\n  hpo:\n    search_space:\n      lora.rank:\n        whole: {low: 1, high: 8}\n        choices: {}\n",
+        [':5: spec.hpo.search_space["lora.rank"]: has whole and choices; expected exactly one of them'],
+    ),
+    "fault inside a map, a list and a oneof": (
+        "spec:\n  rlhf:\n    policy:\n      reward_functions:\n        - name: length\n        - {name: other, weigth: 2}\n",
+        [":6: spec.rlhf.policy.reward_functions[1].weigth: is not a field here; did you mean weight?"],
+    ),
+    "auto where nothing is chosen": (
+        "spec: {fine_tune: {lora: {rank: auto}, evaluation: {batch_size: auto}}}\n",
+        [
+            ':1: spec.fine_tune.lora.rank: is the text "auto"; expected a whole number',
+            ':1: spec.fine_tune.evaluation.batch_size: is the text "auto"; expected a whole number',
+        ],
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from headway.jobs.v1 import job_event_pb2 as events
 from headway.jobs.v1 import job_pb2
 from headway.logs.v1 import log_record_pb2
 from headway_client.aio_client import AsyncClient
+from headway_client.connection import Connection
 from headway_client.errors import HeadwayError
 from headway_client.watching.follow import follow, watch_as_json, watch_on_console
 from headway_client.watching.render import LiveView, render_outcome
@@ -154,7 +155,7 @@ async def test_the_console_ends_with_the_result(serve: Serve, terminal: bool) ->
     console = Console(file=output, width=110, force_terminal=terminal, color_system=None)
     address = await serve(servicer.register)
     await servicer.play()
-    await watch_on_console(address, JOB_ID, console)
+    await watch_on_console(Connection(address), JOB_ID, console)
     text = output.getvalue()
     for part in (
         "held-out loss before   4.468 ± 0.142",
@@ -178,7 +179,7 @@ async def test_json_lines_hold_the_whole_story(serve: Serve) -> None:
     lines: list[str] = []
     address = await serve(servicer.register)
     await servicer.play()
-    await watch_as_json(address, JOB_ID, lines.append)
+    await watch_as_json(Connection(address), JOB_ID, lines.append)
     parsed = [json.loads(line) for line in lines]
     assert len(parsed) == len(script()) + 1
     assert parsed[-1]["job"]["result"]["evaluate"]["gain"] == 1.447
@@ -187,7 +188,7 @@ async def test_json_lines_hold_the_whole_story(serve: Serve) -> None:
 
 async def test_a_server_that_cannot_tell_ends_the_watch(serve: Serve) -> None:
     with pytest.raises(HeadwayError):
-        await watch_as_json(await serve(lambda _: None), JOB_ID, lambda _: None)
+        await watch_as_json(Connection(await serve(lambda _: None)), JOB_ID, lambda _: None)
 
 
 async def test_a_failure_is_shown_with_its_faults_and_how_many_more() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from control_plane.identity.service_tokens import bootstrap_token_id
+from control_plane.settings import Settings
 from deploy.one_machine import kept, lock, machine, ports, state, unprivileged
 from deploy.one_machine.errors import OneMachineError, Reason
 from deploy.one_machine.layout import Layout, write_private
@@ -78,6 +82,39 @@ def test_credentials_are_random_private_and_kept(layout: Layout, tmp_path: Path)
     other = Layout.at(tmp_path / "other")
     other.prepare()
     assert kept.credentials(other).postgres_password != first.postgres_password
+
+
+def test_credentials_of_an_earlier_release_are_kept_and_completed(layout: Layout) -> None:
+    layout.credentials.write_text('{"postgres_password": "p", "s3_access_key_id": "k", "s3_secret_access_key": "s"}')
+    first = kept.credentials(layout)
+    assert (first.postgres_password, first.s3_access_key_id) == ("p", "k")
+    assert kept.credentials(layout) == first
+    assert json.loads(layout.credentials.read_text())["admin_token"] == first.admin_token
+
+
+def test_the_settings_know_the_tokens_by_their_hash_and_only_the_workers_by_themselves(layout: Layout) -> None:
+    machine.assemble(layout, kept.choose_ports(layout, {}), None)
+    secrets, settings = kept.credentials(layout), Settings.model_validate_json(layout.settings.read_bytes())
+    assert layout.admin_token.read_text().strip() == secrets.admin_token
+    assert layout.admin_token.stat().st_mode & 0o777 == 0o600
+    assert settings.identity is not None
+    assert settings.identity.secret_key.get_secret_value() == secrets.identity_secret_key
+    found = {token.role: token for token in settings.identity.bootstrap_tokens}
+    for role, secret in (("ORG_ADMIN", secrets.admin_token), ("WORKER", secrets.worker_token)):
+        assert found[role].secret_sha256 == hashlib.sha256(secret.encode()).hexdigest()
+        assert secret.startswith(f"hw_{uuid.UUID(bootstrap_token_id(found[role].name)).hex}_")
+    assert settings.worker.token is not None
+    assert settings.worker.token.get_secret_value() == secrets.worker_token
+    assert secrets.admin_token not in layout.settings.read_text()
+    assert settings.identity.bootstrap_projects == ("demo",)
+
+
+def test_the_next_start_keeps_the_tokens(layout: Layout) -> None:
+    chosen = kept.choose_ports(layout, {})
+    machine.assemble(layout, chosen, None)
+    before = layout.settings.read_text(), layout.admin_token.read_text()
+    machine.assemble(layout, chosen, None)
+    assert (layout.settings.read_text(), layout.admin_token.read_text()) == before
 
 
 def test_lost_credentials_of_existing_data_are_said(layout: Layout) -> None:

@@ -1,0 +1,1 @@
+"""The asyncio client's calls, by subject: those of `headway_client.blocking`, awaited."""
