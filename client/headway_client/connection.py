@@ -97,8 +97,12 @@ def _credentials(environment: Mapping[str, str], token_file: Path | None, data_d
 
 def _token(environment: Mapping[str, str], token_file: Path | None, data_dir: Path | None) -> TokenSource | None:
     if token_file is None:
-        if text := environment.get("HEADWAY_TOKEN"):
+        text = environment.get("HEADWAY_TOKEN")
+        if text:
             return lambda: text
+        if text is not None:
+            # A secret that came to nothing must not make its caller somebody else.
+            raise NoAddressError("HEADWAY_TOKEN is set and empty; expected a token, or the variable not to be set")
         if name := environment.get("HEADWAY_TOKEN_FILE"):
             token_file = Path(name)
     if token_file is not None:

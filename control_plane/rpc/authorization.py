@@ -181,7 +181,9 @@ def denied(method: str, rule: Rule, call: Call | None) -> RefusedError:
     if rule.attempt is AttemptUse.WRITES:
         expected = "only the credential of the attempt concerned may call it; ask for one with IssueAttemptToken"
     elif required:
-        expected = f"expected role {' or '.join(required)}{where}; ask whoever manages its members"
+        own = " (for a SUBMITTER, a job of their own)" if Role.SUBMITTER in rule.own else ""
+        managed = "the project's members" if where else "members"
+        expected = f"expected role {' or '.join(required)}{where}{own}; ask whoever manages {managed}"
     else:
         expected = "nobody may"
     return RefusedError(

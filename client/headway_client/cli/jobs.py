@@ -220,7 +220,7 @@ def logs(
     level: Annotated[
         str, typer.Option(help="Only lines at least this serious: debug, info, warning, error.", show_default=False)
     ] = "",
-    attempt: Annotated[int, typer.Option(min=0, help="Only of this attempt; 0: of all.")] = 0,
+    attempt: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Only of this attempt; 0: of all.")] = 0,
     source: Annotated[str, typer.Option(help="Only lines from here, such as runner, agent or stderr.")] = "",
     text: Annotated[str, typer.Option(help="Only lines that hold this text as it stands.")] = "",
     since: Annotated[

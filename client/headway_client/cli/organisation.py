@@ -240,6 +240,10 @@ def token_create(
       headway token create gpu-17 --role worker
     """
     wanted = _role_of(role)
+    if output is not None and output.exists():
+        raise InputError(
+            f"{output}: is there already, and is not written over; expected a path where nothing is. No token was made"
+        )
     with connected(span="headway token create") as client:
         made = client.create_token(name, wanted, project=project, lifetime_seconds=round(days * 86_400), request_id=request_id)
     if output is not None and made.secret:

@@ -15,7 +15,7 @@ from headway.jobs.v1 import job_pb2, job_service_pb2_grpc
 from headway.jobs.v1 import job_service_pb2 as jobs
 from headway_client.aio_client import AsyncClient
 from headway_client.client import Client
-from headway_client.connection import resolve
+from headway_client.connection import NoAddressError, resolve
 from headway_client.credentials import CredentialsError, FileToken, Tls, is_loopback
 from headway_client.retries import RetryPolicy
 from tests.credentials import Authority
@@ -185,3 +185,10 @@ def test_tls_is_chosen_by_the_environment(tmp_path: Path) -> None:
     named = resolve("h:1", {"HEADWAY_TLS_CA_FILE": str(tmp_path / "ca")}, tmp_path)
     assert named.credentials.tls == Tls(root_certificates=b"pem")
     assert resolve("h:1", {"HEADWAY_ALLOW_INSECURE": "1"}, tmp_path).credentials.allow_insecure
+
+
+def test_a_token_variable_that_is_empty_makes_nobody_the_administrator(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"control_plane": "127.0.0.1:1"}')
+    (tmp_path / "admin.token").write_text("hw_admin")
+    with pytest.raises(NoAddressError, match="HEADWAY_TOKEN is set and empty"):
+        resolve(None, {"HEADWAY_TOKEN": ""}, tmp_path)
