@@ -1,14 +1,11 @@
-"""Looks at real processes through /proc, and waits for what becomes of them."""
+"""Looks at real processes through /proc."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 _MARK = "HEADWAY_TEST_MARK"
@@ -47,15 +44,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:  # It has just exited.
         return b""
-
-
-async def until(condition: Callable[[], bool], what: Callable[[], object], seconds: float = 20.0) -> None:
-    """Returns as soon as the condition holds.
-
-    Raises:
-        AssertionError: it did not within the time; `what` says how things were instead.
-    """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what()}"
-        await asyncio.sleep(0.01)

@@ -29,7 +29,8 @@ from deploy.one_machine.layout import Layout
 from deploy.one_machine.probes import NotHealthyError, http_ok
 from headway_client.cli.exit_codes import ExitCode
 from tests.integration.conftest import Stack
-from tests.processes import Marked, until
+from tests.processes import Marked
+from tests.waiting import until
 
 COMPONENTS = {
     *("postgres", "temporal", "s3", "mlflow", "migrate"),

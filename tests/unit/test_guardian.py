@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Marked, until
+from tests.processes import Marked
+from tests.waiting import until
 from workers.child import Child, spawn
 
 # Ignores SIGTERM and has children of every kind: in its session, in another one, and below one that has exited.

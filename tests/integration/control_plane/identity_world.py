@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,15 +170,6 @@ class World:
         await made.start()
         self.exits.push_async_callback(made.stop)
         return made
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Waits for what another connection must hear of first."""
-    async with asyncio.timeout(30):
-        while True:
-            if await holds():
-                return
-            await asyncio.sleep(0.01)
 
 
 async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:

@@ -74,13 +74,6 @@ class _Caller(grpc.aio.ServerInterceptor):
         return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, None)
 
 
-async def until(happened: Callable[[], bool]) -> None:
-    """Waits for what nobody signals: that the server has noticed something by itself."""
-    async with asyncio.timeout(20):
-        while not happened():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.02)
-
-
 @dataclass
 class StreamServer:
     """A server of streams, and what a test does to its database."""

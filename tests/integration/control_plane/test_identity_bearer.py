@@ -32,11 +32,11 @@ from tests.integration.control_plane.identity_world import (
     Caller,
     World,
     code_of,
-    eventually,
     identity_settings,
     oidc_settings,
     world,
 )
+from tests.waiting import until
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
@@ -144,7 +144,7 @@ async def test_revocation_is_seen_at_once(here: World) -> None:
     caller = await here.caller(made.secret)
     assert dict((await caller.whoami()).project_roles) == {"support": projects_pb.ROLE_SUBMITTER}
     await admin.revoke_token(made.token.token_id)
-    await eventually(lambda: ends_as(caller, UNAUTHENTICATED))
+    await until(lambda: ends_as(caller, UNAUTHENTICATED))
 
 
 async def test_a_role_that_was_taken_is_gone_and_a_stream_hears_of_it(here: World, issuer: Issuer) -> None:
@@ -157,7 +157,7 @@ async def test_a_role_that_was_taken_is_gone_and_a_stream_hears_of_it(here: Worl
     assert principal.sees("support")
     assert await authenticator.still_valid(principal)
     await admin.remove_member("support", "user:alice")
-    await eventually(lambda: ended(authenticator, principal))
+    await until(lambda: ended(authenticator, principal))
     assert not (await authenticator.authenticate(metadata, {})).sees("support")
 
 
@@ -175,10 +175,10 @@ async def test_what_still_holds_of_a_token(here: World) -> None:
     async def sees_the_other() -> bool:
         return (await authenticator.authenticate(metadata, {})).sees("other")
 
-    await eventually(sees_the_other)
+    await until(sees_the_other)
     assert await authenticator.still_valid(principal)
     await admin.revoke_token(made.token.token_id)
-    await eventually(lambda: ended(authenticator, principal))
+    await until(lambda: ended(authenticator, principal))
 
 
 async def test_without_any_notification_it_is_seen_within_the_bound(here: World) -> None:
@@ -196,7 +196,7 @@ async def test_without_any_notification_it_is_seen_within_the_bound(here: World)
             return not await short.authenticate(metadata, {})
         return True
 
-    await eventually(refuses)
+    await until(refuses)
     assert not await short.still_valid(principal)
     # It was the bound, and no notification: whose bound is longer still believes.
     assert await long.authenticate(metadata, {}) == principal
@@ -248,13 +248,13 @@ async def test_bootstrap_is_repeatable_and_a_new_hash_ends_the_old_secret(here: 
     changed = tokens[0].model_copy(update={"secret_sha256": hashlib.sha256(newer.encode()).hexdigest()})
     await bootstrap(here.engine, identity_settings().model_copy(update={"bootstrap_tokens": (changed,)}))
     admin = await here.admin()
-    await eventually(lambda: ends_as(admin, UNAUTHENTICATED))
+    await until(lambda: ends_as(admin, UNAUTHENTICATED))
     assert (await (await here.caller(newer)).whoami()).subject == "service:admin"
     # Revoked, it stays revoked through restarts, until its hash changes.
     await (await here.caller(newer)).revoke_token(bootstrap_token_id("admin"))
     await bootstrap(here.engine, identity_settings().model_copy(update={"bootstrap_tokens": (changed,)}))
     revoked = await here.caller(newer)
-    await eventually(lambda: ends_as(revoked, UNAUTHENTICATED))
+    await until(lambda: ends_as(revoked, UNAUTHENTICATED))
     await bootstrap(here.engine, identity_settings())
     assert (await (await here.admin()).whoami()).subject == "service:admin"
 
@@ -267,12 +267,12 @@ async def test_the_identity_provider_is_rotated_and_lost(postgres_dsn: str, s3_s
             assert (await (await here.caller(issuer.token())).whoami()).subject == "user:alice"
             issuer.status = 500
             caller = await here.caller(issuer.token())
-            await eventually(lambda: ends_as(caller, grpc.StatusCode.UNAVAILABLE))
+            await until(lambda: ends_as(caller, grpc.StatusCode.UNAVAILABLE))
             assert (await refused(caller.whoami())).metadata == {"component": "identity provider"}
             # Other credentials do not need it.
             assert (await (await here.admin()).whoami()).subject == "service:admin"
             issuer.status = 200
-            await eventually(lambda: ends_as(caller, grpc.StatusCode.OK))
+            await until(lambda: ends_as(caller, grpc.StatusCode.OK))
 
 
 async def ended(authenticator: Authenticator, principal: Principal) -> bool:

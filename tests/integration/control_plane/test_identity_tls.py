@@ -33,11 +33,11 @@ from tests.integration.control_plane.identity_world import (
     Caller,
     World,
     code_of,
-    eventually,
     identity_settings,
     oidc_settings,
     world,
 )
+from tests.waiting import until
 
 UNAUTHENTICATED, UNAVAILABLE = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE
 SERVERS, CLIENTS = Authority("servers"), Authority("clients")
@@ -206,7 +206,7 @@ async def test_certificates_are_exchanged_without_a_restart(secured: Secured, tm
             return (await (await secured.caller(GPU_1, authority=renewed)).whoami()).subject == "worker:gpu-1"
         return False
 
-    await eventually(speaks_the_new_one)
+    await until(speaks_the_new_one)
     assert await code_of((await secured.caller(GPU_1)).whoami()) is UNAVAILABLE
     # What was open goes on; and the clients' authorities are exchanged likewise.
     assert (await caller.whoami()).subject == "worker:gpu-1"

@@ -17,9 +17,9 @@ from tests.integration.control_plane.identity_world import (
     Caller,
     World,
     code_of,
-    eventually,
     world,
 )
+from tests.waiting import until
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 
@@ -128,7 +128,7 @@ async def test_whoever_holds_a_token_may_end_it(here: World) -> None:
         made = await admin.create_token(scope, name="own", role=role)
         holder = await here.caller(made.secret)
         await holder.revoke_token(made.token.token_id)
-        await eventually(lambda holder=holder: _is_out(holder))
+        await until(lambda holder=holder: _is_out(holder))
 
 
 async def test_tokens_are_listed_by_page_to_those_who_manage_them(here: World) -> None:

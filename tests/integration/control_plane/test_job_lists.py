@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, timedelta
 from operator import eq, ge, gt, itemgetter, le, lt, ne
 from typing import Any
@@ -23,6 +21,7 @@ from headway.jobs.v1 import job_pb2
 from headway.jobs.v1 import job_service_pb2 as pb
 from tests.integration.control_plane.conftest import new_id, refused
 from tests.integration.control_plane.verbs_server import BEGINNING, SPEC, VerbsServer, caller, verbs_server
+from tests.waiting import until
 
 COLUMNS = {"create_time": "created_at", "update_time": "updated_at", "end_time": "ended_at"}
 TEXTS = ["", "a", "ab", "a*b", 'say "x"', "b\\", "100%", "_", "é"]
@@ -128,13 +127,6 @@ def holds(said: Comparison, found: Any) -> bool:
     if found is None:
         return said.operator is Operator.UNEQUAL
     return COMPARED[said.operator](found, said.value)
-
-
-async def eventually(holds_now: Callable[[], Awaitable[bool]], what: str, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not await holds_now():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.02)
 
 
 async def insert_jobs(server: VerbsServer, rows: list[dict[str, Any]]) -> None:
@@ -383,7 +375,7 @@ async def test_a_page_reads_an_index_and_little_of_it(server: VerbsServer, shape
         [row] = await server.sql(read)
         return row.seq_tup_read + row.idx_tup_fetch >= len(page.jobs)
 
-    await eventually(reported, "the session has reported what it read")
+    await until(reported, "the session has reported what it read")
     [(scanned, fetched)] = await server.sql(read)
     assert scanned == 0
     assert fetched <= 1_000, f"{fetched} rows fetched for a page of {len(page.jobs)}"

@@ -18,6 +18,7 @@ from headway.identity.v1 import identity_service_pb2 as identity_pb
 from headway.jobs.v1 import job_service_pb2 as jobs_pb
 from tests.integration.control_plane.callers import PROJECT
 from tests.integration.control_plane.conftest import Api, new_id, refusal, refused, settings_of
+from tests.waiting import until
 
 WHO_AM_I = identity_pb.WhoAmIRequest()
 
@@ -74,11 +75,12 @@ async def _held(api: Api, exits: AsyncExitStack, job_id: str) -> None:
 async def _waiting(api: Api, count: int) -> None:
     """Returns when so many transactions wait for a row."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    while True:
+
+    async def are_waiting() -> bool:
         [(waiting,)] = await api.sql(query)
-        if waiting >= count:
-            return
-        await asyncio.sleep(0.01)
+        return waiting >= count
+
+    await until(are_waiting, f"{count} transactions wait for a lock")
 
 
 def _cancel(api: Api, job_id: str) -> Any:

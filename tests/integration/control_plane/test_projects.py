@@ -12,7 +12,8 @@ import pytest_asyncio
 from control_plane.settings import S3Settings
 from headway.projects.v1 import project_service_pb2 as pb
 from tests.integration.control_plane.conftest import new_id, refused
-from tests.integration.control_plane.identity_world import Caller, World, code_of, eventually, world
+from tests.integration.control_plane.identity_world import Caller, World, code_of, world
+from tests.waiting import until
 
 DENIED, OK = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.OK
 
@@ -158,7 +159,7 @@ async def test_a_project_ends_when_nothing_runs_in_it_any_more(here: World) -> N
     deleted = (await admin.projects.DeleteProject(request)).project
     assert deleted.HasField("delete_time")
     assert (await admin.projects.DeleteProject(request)).project == deleted
-    await eventually(lambda: _unknown(service))
+    await until(lambda: _unknown(service))
     assert (await refused(admin.create_token("support"))).reason == "PROJECT_NOT_FOUND"
     assert (await refused(admin.set_member("support", "user:bob", "VIEWER"))).reason == "PROJECT_NOT_FOUND"
     assert (await refused(admin.create_project("support"))).reason == "NAME_TAKEN"

@@ -22,7 +22,8 @@ from control_plane.streams.retention import take_expired
 from headway.jobs.v1 import job_service_pb2 as pb
 from headway.jobs.v1 import job_service_pb2_grpc
 from tests.integration.control_plane.conftest import Api, Refusal, refusal, settings_of
-from tests.integration.control_plane.stream_server import StreamServer, stream_server, until, watch
+from tests.integration.control_plane.stream_server import StreamServer, stream_server, watch
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -132,18 +130,6 @@ class World:
         """The types of a job's events in order, with the attempt of each."""
         query = "SELECT type, attempt FROM job_events WHERE job_id = :id ORDER BY sequence"
         return [f"{row.type} {row.attempt}" for row in await self.rows(query, id=job_id)]
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]], what: str, seconds: float = 20.0) -> None:
-    """Returns as soon as it holds.
-
-    Raises:
-        AssertionError: it did not within the time.
-    """
-    deadline = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.02)
 
 
 class Gate:

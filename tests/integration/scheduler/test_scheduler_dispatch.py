@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from scheduler_world import TRACE_ID, Gate, World, eventually
+from scheduler_world import TRACE_ID, Gate, World
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 
@@ -17,6 +17,7 @@ from scheduler import routing
 from scheduler.app import connect_temporal
 from scheduler.dispatch import Dispatcher
 from scheduler.leader import Leadership
+from tests.waiting import until
 from workers.workflows.contracts import JobInput
 
 GRANT = {"lease_id": "l1", "attempt": 1, "worker": "w1", "accelerators": 1, "accelerator_kind": "cpu"}
@@ -178,7 +179,7 @@ async def test_temporal_may_be_away(world: World, temporal: Client, gate: Gate, 
         await dispatcher.drain()
         return {row.state for row in await outbox(world, job_id)} == {"done"}
 
-    await eventually(all_done, "the outbox drains once Temporal is back", seconds=60)
+    await until(all_done, "the outbox drains once Temporal is back", seconds=60)
     assert await received(temporal, job_id) == ["started", "lease_granted"]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from scheduler_world import World, eventually
+from scheduler_world import World
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from control_plane.settings import SchedulerSettings
 from scheduler.leader import DeposedError, Leadership
 from scheduler.loop import RoundLoop
+from tests.waiting import until
 
 END_TERM = "UPDATE leaders SET expires_at = now() - interval '1 second'"
 
@@ -85,7 +86,7 @@ async def test_a_take_over_waits_for_the_transaction_that_holds_the_fence(world:
         # The term ends while the leader writes. It holds the row, so only it can say so here.
         await connection.execute(text(END_TERM))
         taking_over = asyncio.create_task(successor.campaign())
-        await eventually(lambda: _somebody_waits(world), "the successor waits for the row")
+        await until(lambda: _somebody_waits(world), "the successor waits for the row")
         await connection.execute(text("UPDATE jobs SET waiting_reason = 'written by epoch 1'"))
     assert await taking_over
     assert successor.epoch == 2
@@ -99,7 +100,7 @@ async def test_a_leader_stalled_in_a_transaction_is_cut_off(world: World) -> Non
     async with world.engine.connect() as connection:
         await connection.begin()
         await stalled.fence(connection)
-        await eventually(successor.campaign, "the successor takes over")
+        await until(successor.campaign, "the successor takes over")
         with pytest.raises(DBAPIError):
             await connection.execute(text("UPDATE jobs SET waiting_reason = 'too late'"))
         await connection.invalidate()

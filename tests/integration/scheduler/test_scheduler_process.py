@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2
-from scheduler_world import Gate, World, eventually
+from scheduler_world import Gate, World
 from temporalio.client import Client
 from temporalio.service import RPCError
+
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 _Status = health_pb2.HealthCheckResponse
@@ -79,7 +81,7 @@ async def start(world: World, temporal: Client, temporal_address: str, tmp_path:
             )
         running = Running(process, port)
         started.append(running)
-        await eventually(running.serving, "the scheduler serves", seconds=60)
+        await until(running.serving, "the scheduler serves", seconds=60)
         return running
 
     yield start
@@ -107,7 +109,7 @@ def under_way(world: World, job_id: str) -> Callable[[], Awaitable[bool]]:
 async def test_serves_and_stops_cleanly(world: World, start: Start) -> None:
     running = await start()
     job_id = await world.job()
-    await eventually(under_way(world, job_id), "the job is admitted and its workflow started")
+    await until(under_way(world, job_id), "the job is admitted and its workflow started")
     running.process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(running.process.wait(), 20) == 0
     leaders = await world.row("SELECT epoch, expires_at <= clock_timestamp() AS over FROM leaders")
@@ -116,41 +118,41 @@ async def test_serves_and_stops_cleanly(world: World, start: Start) -> None:
 
 async def test_a_notification_wakes_it_before_its_time(world: World, start: Start) -> None:
     await start(poll_seconds=3600)
-    await eventually(lambda: _listens(world), "it listens")
+    await until(lambda: _listens(world), "it listens")
     job_id = await world.job()
     await world.execute("SELECT pg_notify('headway_scheduler', '')")
-    await eventually(under_way(world, job_id), "the notification brings a round")
+    await until(under_way(world, job_id), "the notification brings a round")
 
 
 async def test_a_lost_notification_is_made_up_for_by_polling(world: World, start: Start) -> None:
     await start(poll_seconds=0.3)
-    await eventually(lambda: _listens(world), "it listens")
+    await until(lambda: _listens(world), "it listens")
     await world.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
     )
     job_id = await world.job()  # Nobody is notified of it.
-    await eventually(under_way(world, job_id), "polling finds the job")
+    await until(under_way(world, job_id), "polling finds the job")
 
 
 async def test_a_leader_that_was_stopped_past_its_term_does_no_harm(world: World, start: Start) -> None:
     first = await start(poll_seconds=0.2)
-    await eventually(lambda: _epoch_is(world, 1), "the first leads")
+    await until(lambda: _epoch_is(world, 1), "the first leads")
     second = await start(poll_seconds=0.2)
     first.process.send_signal(signal.SIGSTOP)
-    await eventually(lambda: _epoch_is(world, 2), "the second takes over")
+    await until(lambda: _epoch_is(world, 2), "the second takes over")
     while_stopped = await world.job()
-    await eventually(under_way(world, while_stopped), "the second goes on")
+    await until(under_way(world, while_stopped), "the second goes on")
 
     first.process.send_signal(signal.SIGCONT)
-    await eventually(first.serving, "the first is a standby")
+    await until(first.serving, "the first is a standby")
     afterwards = await world.job()
-    await eventually(under_way(world, afterwards), "the second still leads")
+    await until(under_way(world, afterwards), "the second still leads")
     assert await _epoch_is(world, 2)
     assert await world.events(while_stopped) == ["STATE_CHANGED 0"]
 
     second.process.send_signal(signal.SIGTERM)
     await second.process.wait()
-    await eventually(lambda: _epoch_is(world, 3), "the first is elected again")
+    await until(lambda: _epoch_is(world, 3), "the first is elected again")
 
 
 async def test_the_database_may_be_away(world: World, start: Start) -> None:
@@ -159,11 +161,11 @@ async def test_the_database_may_be_away(world: World, start: Start) -> None:
     await gate.open()
     running = await start(world.dsn.replace(address, f"127.0.0.1:{gate.port}"), poll_seconds=0.2)
     await gate.shut()
-    await eventually(running.not_serving, "it says so while the database is away")
+    await until(running.not_serving, "it says so while the database is away")
     job_id = await world.job()
     await gate.open()
-    await eventually(running.serving, "it comes back by itself")
-    await eventually(under_way(world, job_id), "and goes on")
+    await until(running.serving, "it comes back by itself")
+    await until(under_way(world, job_id), "and goes on")
     assert running.process.returncode is None
     running.process.kill()
     await running.process.wait()

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 
 import pytest
-from scheduler_world import World, eventually
+from scheduler_world import World
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
@@ -15,6 +15,7 @@ from scheduler.app import connect_temporal
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
 from scheduler.reconcile import Reconciler
+from tests.waiting import until
 
 JOB = "SELECT * FROM jobs WHERE job_id = :id"
 
@@ -128,7 +129,7 @@ async def test_what_is_in_order_is_left_alone(world: World, temporal: Client, re
     async def is_running() -> bool:
         return (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
 
-    await eventually(is_running, "it still runs")
+    await until(is_running, "it still runs")
 
 
 async def test_a_missing_namespace_loses_no_job(world: World, temporal_address: str, leader: Leadership) -> None:

@@ -13,7 +13,7 @@ from control_plane.jobs.states import FailureKind
 from headway.logs.v1 import log_record_pb2
 from tests.integration.control_plane.callers import WORKER_TOKEN
 from tests.integration.workers.conftest import LEASE_SECONDS, Attempt, World
-from tests.processes import until
+from tests.waiting import until
 from workers.gpu.agent.agent import exit_code
 from workers.gpu.agent.spec import AgentExit, AgentResult
 from workers.runner.exit_codes import ExitCode

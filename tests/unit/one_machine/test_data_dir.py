@@ -20,7 +20,8 @@ from control_plane.settings import Settings
 from deploy.one_machine import kept, lock, machine, ports, state, unprivileged
 from deploy.one_machine.errors import OneMachineError, Reason
 from deploy.one_machine.layout import Layout, write_private
-from tests.processes import Marked, until
+from tests.processes import Marked
+from tests.waiting import until
 
 
 @pytest.fixture

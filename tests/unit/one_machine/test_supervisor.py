@@ -17,7 +17,8 @@ from deploy.one_machine.component import Component, Probe, Progress, State
 from deploy.one_machine.errors import OneMachineError, Reason
 from deploy.one_machine.probes import NotHealthyError
 from deploy.one_machine.supervisor import Supervisor
-from tests.processes import Marked, until
+from tests.processes import Marked
+from tests.waiting import until
 
 SERVES = 'trap \'rm "$0"; exit 0\' TERM; sleep 1000 & : >"$0"; wait'
 """A server: healthy while its file is there."""
