@@ -172,7 +172,7 @@ class Writer:
             await self._connection.execute(
                 update(jobs)
                 .where(jobs.c.job_id == job_id, jobs.c.state == str(JobState.QUEUED))
-                .values(waiting_reason="")
+                .values(waiting_reason="", admitted_at=func.now())
                 .returning(jobs.c.trace_parent)
             )
         ).one_or_none()
@@ -182,20 +182,16 @@ class Writer:
         with continued(job.trace_parent), tracer().start_as_current_span("scheduler.admit", attributes=attributes):
             starting = states.apply(JobState.QUEUED, states.ADMIT)
             await append_event(self._connection, job_id, EventType.STATE_CHANGED, state=starting)
-            await self._connection.execute(
-                update(outbox)
-                .where(outbox.c.dedupe_key == f"start/{job_id}", outbox.c.state == "held")
-                .values(state="ready", not_before=func.now(), trace_parent=traceparent() or outbox.c.trace_parent)
-            )
+            await self._send("start_workflow", job_id, f"start/{job_id}")
 
-    async def _send(self, kind: str, job_id: str, dedupe_key: str, message: BaseModel) -> None:
+    async def _send(self, kind: str, job_id: str, dedupe_key: str, message: BaseModel | None = None) -> None:
         await self._connection.execute(
             insert(outbox)
             .values(
                 kind=kind,
                 job_id=job_id,
                 dedupe_key=dedupe_key,
-                payload=message.model_dump(mode="json"),
+                payload={} if message is None else message.model_dump(mode="json"),
                 trace_parent=traceparent(),
                 state="ready",
             )

@@ -34,11 +34,11 @@ _log = structlog.get_logger()
 _CALL_TIMEOUT = timedelta(seconds=10)
 _LOST = "Temporal lost the job's workflow"
 
-# Whatever is still to be dispatched may be the very start of the workflow; of a job paused before its admission it is.
+# Whatever is still to be dispatched may be the very start of the workflow. A job paused before its admission has none.
 _OPEN = text(
     """
     SELECT job_id::text, state FROM jobs
-    WHERE state IN ('STARTING','RUNNING','PAUSING','PAUSED','CANCELLING')
+    WHERE state IN ('STARTING','RUNNING','PAUSING','PAUSED','CANCELLING') AND admitted_at IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.job_id = jobs.job_id AND outbox.state <> 'done')
     ORDER BY job_id
     """

@@ -74,6 +74,8 @@ jobs = Table(
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     Column("ended_at", DateTime(timezone=True)),
     Column("version", BigInteger, nullable=False, server_default="1"),
+    # When its workflow was asked for; until then the job is this row and nothing else.
+    Column("admitted_at", DateTime(timezone=True)),
     # The subject of the credential it was submitted with.
     Column("submitter", Text, nullable=False, server_default=""),
     Column("job_set", Text, nullable=False, server_default=""),
@@ -94,7 +96,6 @@ jobs = Table(
     Index("ix_jobs_listing_all", text("created_at DESC"), text("job_id DESC")),
     Index("ix_jobs_listing_state", "project", "state", text("created_at DESC"), text("job_id DESC")),
     Index("ix_jobs_listing_priority", "project", text("priority DESC"), text("job_id DESC")),
-    Index("ix_jobs_listing_update", "project", text("updated_at DESC"), text("job_id DESC")),
     Index(
         "ix_jobs_job_set",
         "project",
@@ -173,8 +174,8 @@ outbox = Table(
     Column("dedupe_key", Text, nullable=False, unique=True),
     Column("payload", JSONB, nullable=False, server_default=_EMPTY_OBJECT),
     Column("trace_parent", Text, nullable=False, server_default=""),
-    # held: written with the job, waits for admission. ready: to be dispatched. done: dispatched or void.
-    Column("state", Text, CheckConstraint("state IN ('held','ready','done')", name="state"), nullable=False),
+    # ready: to be dispatched. done: dispatched or void.
+    Column("state", Text, CheckConstraint("state IN ('ready','done')", name="state"), nullable=False),
     Column("tries", Integer, nullable=False, server_default="0"),
     Column("not_before", DateTime(timezone=True), nullable=False, server_default=_NOW),
     Column("last_error", Text, nullable=False, server_default=""),

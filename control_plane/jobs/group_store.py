@@ -45,9 +45,6 @@ _STORE = """
         SELECT job_id, project, 1, 'SUBMITTED', 'QUEUED', 0,
             jsonb_build_object('priority', priority, 'spec_sha256', spec_sha256), job_set
         FROM new
-    ), intents AS (
-        INSERT INTO outbox (kind, job_id, dedupe_key, trace_parent, state)
-        SELECT 'start_workflow', job_id, 'start/' || job_id, trace_parent, 'held' FROM new
     ), records AS (
         INSERT INTO audit_records (record_id, created_at, principal, method, project, object, code, reason, request_id,
             trace_id, peer, count, leaf)

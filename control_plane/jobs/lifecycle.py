@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, and_, func, select, text, update
+from sqlalchemy import ColumnElement, and_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.call import current_call
 from control_plane.db.events import EventType, Happening, append_events, notify
-from control_plane.db.tables import CHANNEL_OUTBOX, CHANNEL_SCHEDULER, jobs, leases, outbox, projects
+from control_plane.db.tables import CHANNEL_OUTBOX, CHANNEL_SCHEDULER, jobs, leases, projects
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs import states
 from control_plane.jobs.repository import job_not_found
@@ -44,7 +44,6 @@ class Effect:
         state: its new state; None: unchanged.
         signal: what its workflow is told; None: nothing.
         values: columns of its row that change.
-        voids_start: the intent to start its workflow has lost its object.
     """
 
     event: EventType = EventType.STATE_CHANGED
@@ -52,7 +51,6 @@ class Effect:
     state: JobState | None = None
     signal: Signal | None = None
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    voids_start: bool = False
 
 
 Decide: TypeAlias = Callable[[LockedJob, str], Effect | None]
@@ -137,7 +135,6 @@ async def write(connection: AsyncConnection, effects: Sequence[tuple[LockedJob, 
     if not effects:
         return
     await _set_values(connection, effects)
-    await _void_starts(connection, [job.job_id for job, effect in effects if effect.voids_start])
     await _send(connection, [(job, effect.signal) for job, effect in effects if effect.signal is not None])
     said = {"by": current_call().principal.subject} | ({"reason": reason} if reason else {})
     for event in EventType:
@@ -171,15 +168,6 @@ async def _set_values(connection: AsyncConnection, effects: Sequence[tuple[Locke
         if priority is not None:
             waiting = update(leases).where(among(leases.c.job_id, job_ids), leases.c.state == "REQUESTED")
             await connection.execute(waiting.values(priority=priority))
-
-
-async def _void_starts(connection: AsyncConnection, job_ids: Sequence[str]) -> None:
-    if job_ids:
-        await connection.execute(
-            update(outbox)
-            .where(among(outbox.c.job_id, job_ids), outbox.c.kind == "start_workflow", outbox.c.state == "held")
-            .values(state="done", done_at=func.now(), last_error="void: cancelled before admission")
-        )
 
 
 _SEND = text(
@@ -220,7 +208,7 @@ def _cancel(job: LockedJob, reason: str) -> Effect | None:
     if job.admitted:
         target = states.apply(job.state, states.CANCEL)
         return Effect(state=target, signal=Signal("cancel_workflow", f"cancel/{job.job_id}"))
-    return Effect(state=states.apply(job.state, states.CANCEL_UNADMITTED), voids_start=True)
+    return Effect(state=states.apply(job.state, states.CANCEL_UNADMITTED))
 
 
 def _pause(job: LockedJob, reason: str) -> Effect | None:

@@ -85,7 +85,6 @@ class Order:
 
 _COLUMNS = {
     "create_time": (jobs.c.created_at, True, True, True),
-    "update_time": (jobs.c.updated_at, True, False, False),
     "priority": (jobs.c.priority, False, False, False),
 }
 _DIRECTIONS = {"asc": False, "desc": True}

@@ -165,7 +165,6 @@ def _condition(selection: Selection, candidates: ColumnElement[bool] | None, pri
     return and_(*conditions)
 
 
-_HELD_START = exists().where(outbox.c.job_id == jobs.c.job_id, outbox.c.kind == "start_workflow", outbox.c.state == "held")
 _HELD_LEASE = (
     select(leases.c.lease_id).where(leases.c.job_id == jobs.c.job_id, leases.c.state == "GRANTED").limit(1).scalar_subquery()
 )
@@ -179,7 +178,7 @@ _DETAILS = select(
     jobs.c.pauses,
     jobs.c.version,
     jobs.c.trace_parent,
-    (~_HELD_START).label("admitted"),
+    jobs.c.admitted_at.is_not(None).label("admitted"),
     _HELD_LEASE.label("lease_id"),
     exists().where(outbox.c.dedupe_key == literal("preempt/") + cast(_HELD_LEASE, String)).label("preempting"),
 ).order_by(jobs.c.job_id)

@@ -110,7 +110,7 @@ def jobs(
         list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.", show_default=False)
     ] = None,
     filter_: Annotated[str, typer.Option("--filter", metavar="FILTER", help="Only jobs that match.")] = "",
-    order_by: Annotated[str, typer.Option(help="create_time, update_time or priority; then asc or desc.")] = "",
+    order_by: Annotated[str, typer.Option(help="create_time or priority; then asc or desc.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="The most jobs to list.")] = 50,
     as_json: AsJson = False,
 ) -> None:

@@ -213,8 +213,7 @@ class Api:
     async def running(self, spec: job_spec_pb2.JobSpec | None = None) -> str:
         """A job that the scheduler would have admitted and whose workflow has begun its first phase."""
         job = await self.submit(spec or await self.inputs())
-        await self.sql("UPDATE jobs SET state = 'STARTING' WHERE job_id = :job_id", job_id=job.job_id)
-        await self.sql("UPDATE outbox SET state = 'done', done_at = now() WHERE job_id = :job_id", job_id=job.job_id)
+        await self.sql("UPDATE jobs SET state = 'STARTING', admitted_at = now() WHERE job_id = :job_id", job_id=job.job_id)
         await self.attempts.StartPhase(attempts_pb.StartPhaseRequest(job_id=job.job_id, phase=job_pb2.JOB_PHASE_PREPARE))
         return job.job_id
 

@@ -170,7 +170,7 @@ async def listed(server: VerbsServer, who: str, **fields: Any) -> list[job_pb2.J
 
 ORDERS = {"": ("created_at", True), "create_time": ("created_at", False)} | {
     f"{name}{direction}": (column, direction == " desc")
-    for name, column in (("create_time", "created_at"), ("update_time", "updated_at"), ("priority", "priority"))
+    for name, column in (("create_time", "created_at"), ("priority", "priority"))
     for direction in (" asc", " desc")
 }
 
@@ -339,7 +339,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "everything": ("admin", {}),
     "two projects": ("both", {}),
     "by priority": ("vic", {"project": "north", "order_by": "priority desc"}),
-    "by change": ("both", {"order_by": "update_time desc"}),
     "a rare state": ("vic", {"project": "north", "states": [job_pb2.JOB_STATE_PAUSED]}),
     "open ones everywhere": ("admin", {"filter": "state = RUNNING OR state = STARTING OR state = PAUSED"}),
     "a job set": ("vic", {"project": "north", "filter": 'job_set = "sweep"'}),

@@ -53,7 +53,7 @@ async def test_a_batch_of_a_thousand_is_stored_whole_and_in_order(api: Api) -> N
     job = await api.get(response.results[17].job_id)
     assert (job.name, job.spec.fine_tune.training.seed, job.job_set) == ("number 17", 17, "sweep")
     assert job.spec_sha256 == response.results[17].spec_sha256
-    assert (await _count(api), await _count(api, "job_events"), await _count(api, "outbox")) == (1_000, 1_000, 1_000)
+    assert (await _count(api), await _count(api, "job_events")) == (1_000, 1_000)
     assert await api.jobs.BatchSubmitJobs(request) == response
     assert await _count(api) == 1_000
 
@@ -134,8 +134,8 @@ async def test_64_identical_submits_whose_replies_are_lost_make_one_job(
 
 
 async def _blocked(blocker: asyncpg.Connection, writers: int) -> None:
-    """Returns once so many transactions wait for the outbox, which `blocker` holds."""
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'outbox'::regclass"
+    """Returns once so many transactions wait for the event log, which `blocker` holds."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'job_events'::regclass"
     async with asyncio.timeout(20):
         # PostgreSQL tells nobody who waits for a lock; asking is a round trip, during which others run.
         while int(await blocker.fetchval(waiting) or 0) < writers:
@@ -147,7 +147,7 @@ async def test_a_caller_who_gives_up_does_not_undo_the_submit(api: Api, postgres
     blocker = await asyncpg.connect(postgres_dsn)
     block = blocker.transaction()
     await block.start()
-    await blocker.execute("LOCK TABLE outbox IN EXCLUSIVE MODE")
+    await blocker.execute("LOCK TABLE job_events IN EXCLUSIVE MODE")
     call = api.jobs.SubmitJob(request)
     await _blocked(blocker, 1)
     call.cancel()
@@ -167,7 +167,7 @@ async def test_a_submission_that_the_database_refuses_fails_none_of_its_neighbou
     blocker = await asyncpg.connect(postgres_dsn)
     block = blocker.transaction()
     await block.start()
-    await blocker.execute("LOCK TABLE outbox IN EXCLUSIVE MODE")  # so that they gather into groups
+    await blocker.execute("LOCK TABLE job_events IN EXCLUSIVE MODE")  # so that they gather into groups
     names = [f"good {number}" for number in range(40)]
     names.insert(23, "poison")
     calls = [

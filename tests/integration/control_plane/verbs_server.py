@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from control_plane.attempts.servicer import AttemptServicer
 from control_plane.call import Call, serve_call
 from control_plane.db.engine import create_engine
-from control_plane.db.tables import jobs, leases, outbox
+from control_plane.db.tables import jobs, leases
 from control_plane.identity.principal import AttemptBinding, CredentialKind, Principal, Role
 from control_plane.jobs.group_writer import GroupWriter
 from control_plane.jobs.spec import DatasetRef, FineTuneSpec, canonical_sha256
@@ -104,7 +104,10 @@ class VerbsServer:
     async def many(self, count: int, state: str = "QUEUED", *, admitted: bool | None = None, **values: Any) -> list[str]:
         """Many jobs, each a second younger than the one before."""
         spec = values.pop("spec", SPEC)
+        if admitted is None:
+            admitted = state != "QUEUED"
         row: dict[str, Any] = {
+            "admitted_at": BEGINNING if admitted else None,
             "project": "north",
             "name": "a job",
             "type": "fine_tune",
@@ -120,19 +123,8 @@ class VerbsServer:
         rows: list[dict[str, Any]] = [
             {**row, "job_id": str(uuid.uuid4()), "created_at": BEGINNING + timedelta(seconds=number)} for number in range(count)
         ]
-        start_state = "held" if admitted is False or (admitted is None and state == "QUEUED") else "done"
-        starts = [
-            {
-                "kind": "start_workflow",
-                "job_id": found["job_id"],
-                "dedupe_key": f"start/{found['job_id']}",
-                "state": start_state,
-            }
-            for found in rows
-        ]
         async with self.engine.begin() as connection:
             await connection.execute(insert(jobs), rows)
-            await connection.execute(insert(outbox), starts)
         return [found["job_id"] for found in rows]
 
     async def lease(self, job_id: str, *, granted: bool) -> str:

@@ -7,7 +7,7 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import insert, text
+from sqlalchemy import func, insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from control_plane.db.tables import jobs, leases, outbox, workers
@@ -67,18 +67,20 @@ class World:
                     },
                     priority=priority,
                     state=state,
+                    admitted_at=None if state == "QUEUED" else func.now(),
                     trace_parent=TRACE_PARENT,
                 )
             )
-            await connection.execute(
-                insert(outbox).values(
-                    kind="start_workflow",
-                    job_id=job_id,
-                    dedupe_key=f"start/{job_id}",
-                    trace_parent=TRACE_PARENT,
-                    state="held" if state == "QUEUED" else "done",
+            if state != "QUEUED":
+                await connection.execute(
+                    insert(outbox).values(
+                        kind="start_workflow",
+                        job_id=job_id,
+                        dedupe_key=f"start/{job_id}",
+                        trace_parent=TRACE_PARENT,
+                        state="done",
+                    )
                 )
-            )
         return job_id
 
     async def request(self, job_id: str, *, accelerators: int = 1, kind: str = "any", priority: int = 500) -> str:

@@ -99,7 +99,7 @@ def under_way(world: World, job_id: str) -> Callable[[], Awaitable[bool]]:
     """Whether the job was admitted and its workflow started."""
 
     async def holds() -> bool:
-        query = "SELECT jobs.state, outbox.state AS sent FROM jobs JOIN outbox USING (job_id) WHERE job_id = :id"
+        query = "SELECT jobs.state, outbox.state AS sent FROM jobs LEFT JOIN outbox USING (job_id) WHERE job_id = :id"
         row = await world.row(query, id=job_id)
         return (row.state, row.sent) == ("STARTING", "done")
 

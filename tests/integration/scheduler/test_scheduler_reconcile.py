@@ -113,6 +113,8 @@ async def test_a_job_that_was_being_stopped_is_cancelled(
 
 async def test_what_is_in_order_is_left_alone(world: World, temporal: Client, reconciler: Reconciler) -> None:
     queued = await world.job()
+    paused_before_admission = await world.job()
+    await world.execute("UPDATE jobs SET state = 'PAUSED' WHERE job_id = :id", id=paused_before_admission)
     running = await world.job(state="RUNNING")
     await start(temporal, running)
     about_to_start = await world.job(state="STARTING")

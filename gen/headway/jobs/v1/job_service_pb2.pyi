@@ -349,7 +349,7 @@ class ListJobsRequest(_message.Message):
     `state = RUNNING AND priority >= 500 AND job_set = "sweep"`. Empty: all.
     """
     order_by: _builtins.str
-    """`create_time`, `update_time` or `priority`, optionally followed by ` asc` or ` desc`. Empty: `create_time desc`."""
+    """`create_time` or `priority`, optionally followed by ` asc` or ` desc`. Empty: `create_time desc`."""
     summary: _builtins.bool
     """Leaves out spec, result and failure details, for lists that people look at."""
     @_builtins.property
