@@ -74,7 +74,11 @@ class Credentials:
             )
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What a call carries; empty without a token."""
+        """What a call carries; empty without a token.
+
+        Raises:
+            CredentialsError: no call can carry the token.
+        """
         return () if self.token is None else bearer(self.token())
 
 
@@ -83,12 +87,24 @@ ANONYMOUS = Credentials()
 
 
 def credentials(token: str | TokenSource | None, tls: Tls | None, allow_insecure: bool) -> Credentials:
-    """As callers give them: a token may be the text itself."""
+    """As callers give them: a token may be the text itself.
+
+    Raises:
+        CredentialsError: no call can carry that text.
+    """
+    if isinstance(token, str):
+        bearer(token)
     return Credentials((lambda: token) if isinstance(token, str) else token, tls, allow_insecure)
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
-    """A token as metadata of a call."""
+    """A token as metadata of a call.
+
+    Raises:
+        CredentialsError: no call can carry it. gRPC itself would let an asyncio caller wait for ever.
+    """
+    if not token.isascii() or not token.isprintable():
+        raise CredentialsError("the token has characters that no call can carry; expected one line of printable ASCII")
     return ((AUTHORIZATION, f"Bearer {token}"),)
 
 

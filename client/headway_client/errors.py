@@ -94,6 +94,30 @@ class HeadwayError(Exception):
         return "\n".join([f"{sentence} [{self.reason or self.code.name}]", *(f"  {line}" for line in lines)])
 
 
+class ArgumentError(HeadwayError, ValueError):
+    """An argument that no request can carry. Nothing was sent."""
+
+    def __init__(self, argument: str, description: str) -> None:
+        """Args:
+        argument: its name.
+        description: what was found, what was expected.
+        """
+        violation = FieldViolation(argument, description)
+        super().__init__(grpc.StatusCode.INVALID_ARGUMENT, f"{argument}: {description}", violations=[violation])
+
+
+def client_closed(address: str) -> HeadwayError:
+    """The error of a call by a client that was closed."""
+    return HeadwayError(grpc.StatusCode.CANCELLED, f"the client for {address} is closed; make another one for further calls")
+
+
+def call_ended(address: str) -> HeadwayError:
+    """The error of a call that was ended before its answer, but not by its caller."""
+    return HeadwayError(
+        grpc.StatusCode.CANCELLED, f"the call to {address} was ended, by the control plane or by closing the client"
+    )
+
+
 def from_rpc_error(error: grpc.RpcError, address: str) -> HeadwayError:
     """The error with its google.rpc details; one without them when there are none or they cannot be read.
 

@@ -21,6 +21,8 @@ from headway.projects.v1 import project_service_pb2 as projects
 from headway.quotas.v1 import quota_service_pb2 as quotas
 from headway.registry.v1 import registry_service_pb2 as registry
 from headway.webhooks.v1 import webhook_service_pb2 as webhooks
+from headway_client.arguments import build, unfit
+from headway_client.errors import ArgumentError
 from headway_client.uploads import FileContent, Uploaded
 
 
@@ -59,7 +61,8 @@ def submit_job(
     validate_only: bool,
 ) -> jobs.SubmitJobRequest:
     """For JobService.SubmitJob."""
-    return jobs.SubmitJobRequest(
+    return build(
+        jobs.SubmitJobRequest,
         request_id=new_id(request_id),
         project=project,
         name=name,
@@ -74,8 +77,13 @@ def batch_submit_jobs(
     project: str, items: Iterable[jobs.BatchItem], job_set: str, partial_success: bool, request_id: str | None
 ) -> jobs.BatchSubmitJobsRequest:
     """For JobService.BatchSubmitJobs."""
-    return jobs.BatchSubmitJobsRequest(
-        request_id=new_id(request_id), project=project, items=items, job_set=job_set, partial_success=partial_success
+    return build(
+        jobs.BatchSubmitJobsRequest,
+        request_id=new_id(request_id),
+        project=project,
+        items=items,
+        job_set=job_set,
+        partial_success=partial_success,
     )
 
 
@@ -83,8 +91,14 @@ def list_jobs(
     project: str, states: Iterable[job_pb2.JobState.ValueType], filter_: str, order_by: str, summary: bool, page_size: int
 ) -> jobs.ListJobsRequest:
     """For JobService.ListJobs."""
-    return jobs.ListJobsRequest(
-        project=project, states=states, filter=filter_, order_by=order_by, summary=summary, page_size=page_size
+    return build(
+        jobs.ListJobsRequest,
+        project=project,
+        states=states,
+        filter=filter_,
+        order_by=order_by,
+        summary=summary,
+        page_size=page_size,
     )
 
 
@@ -93,9 +107,9 @@ def update_job(
 ) -> jobs.UpdateJobRequest:
     """For JobService.UpdateJob: what is not None is changed."""
     changes = {"name": name, "priority": priority, "job_set": job_set}
-    mask = FieldMask(paths=[field for field, value in changes.items() if value is not None])
-    job = job_pb2.Job(job_id=job_id, etag=etag, name=name or "", priority=priority or 0, job_set=job_set or "")
-    return jobs.UpdateJobRequest(request_id=new_id(request_id), job=job, update_mask=mask)
+    mask = build(FieldMask, paths=[field for field, value in changes.items() if value is not None])
+    job = build(job_pb2.Job, job_id=job_id, etag=etag, name=name or "", priority=priority or 0, job_set=job_set or "")
+    return build(jobs.UpdateJobRequest, request_id=new_id(request_id), job=job, update_mask=mask)
 
 
 def rerun_job(
@@ -109,11 +123,12 @@ def rerun_job(
     request_id: str | None,
 ) -> jobs.RerunJobRequest:
     """For JobService.RerunJob."""
-    return jobs.RerunJobRequest(
+    return build(
+        jobs.RerunJobRequest,
         request_id=new_id(request_id),
         job_id=job_id,
         spec=spec,
-        spec_mask=FieldMask(paths=spec_paths),
+        spec_mask=build(FieldMask, paths=spec_paths),
         name=name,
         priority=priority,
         job_set=job_set,
@@ -126,18 +141,27 @@ def watch_events(
     """For JobService.WatchEvents; a job set is named by project and name.
 
     Raises:
-        ValueError: more than one of job, project and job set is named.
+        ArgumentError: more than one of job, project and job set is named.
     """
-    if sum(scope is not None for scope in (job_id, project, job_set)) > 1:
-        raise ValueError("watch_events follows one scope; expected at most one of job_id, project and job_set")
-    request = jobs.WatchEventsRequest(start_cursor=start_cursor, from_now=from_now)
+    scopes = {"job_id": job_id, "project": project, "job_set": job_set}
+    given = [name for name, scope in scopes.items() if scope is not None]
+    if len(given) > 1:
+        raise ArgumentError(" and ".join(given), "a stream has one scope; expected at most one of job_id, project and job_set")
     if job_id is not None:
-        request.job_id = job_id
-    elif project is not None:
-        request.project = project
-    elif job_set is not None:
-        request.job_set.project, request.job_set.name = job_set
-    return request
+        return build(jobs.WatchEventsRequest, job_id=job_id, start_cursor=start_cursor, from_now=from_now)
+    if project is not None:
+        return build(jobs.WatchEventsRequest, project=project, start_cursor=start_cursor, from_now=from_now)
+    return build(jobs.WatchEventsRequest, job_set=_job_set(job_set), start_cursor=start_cursor, from_now=from_now)
+
+
+def _job_set(named: tuple[str, str] | None) -> jobs.JobSetName | None:
+    if named is None:
+        return None
+    try:
+        project, name = named
+    except (TypeError, ValueError) as error:
+        raise unfit("job_set", named, "its project and its name") from error
+    return build(jobs.JobSetName, project=project, name=name)
 
 
 def tail_logs(
@@ -152,28 +176,30 @@ def tail_logs(
     start_cursor: str,
 ) -> logs.TailLogsRequest:
     """For LogService.TailLogs."""
-    return logs.TailLogsRequest(
+    return build(
+        logs.TailLogsRequest,
         job_id=job_id,
         follow=follow,
         min_level=min_level,
         attempt=attempt,
         source=source,
         text=text,
-        since=_timestamp(since),
+        since=_timestamp("since", since),
         start_cursor=start_cursor,
     )
 
 
 def create_upload(project: str, content: FileContent) -> datasets.CreateUploadRequest:
     """For DatasetService.CreateUpload."""
-    return datasets.CreateUploadRequest(project=project, sha256=content.sha256, size_bytes=content.size_bytes)
+    return build(datasets.CreateUploadRequest, project=project, sha256=content.sha256, size_bytes=content.size_bytes)
 
 
 def register_dataset(
     project: str, name: str, uploaded: Uploaded, *, license_: str, attribution: str, request_id: str | None
 ) -> datasets.RegisterDatasetRequest:
     """For DatasetService.RegisterDataset."""
-    dataset = datasets.Dataset(
+    dataset = build(
+        datasets.Dataset,
         project=project,
         name=name,
         sha256=uploaded.sha256,
@@ -181,14 +207,15 @@ def register_dataset(
         license=license_,
         attribution=attribution,
     )
-    return datasets.RegisterDatasetRequest(request_id=new_id(request_id), dataset=dataset)
+    return build(datasets.RegisterDatasetRequest, request_id=new_id(request_id), dataset=dataset)
 
 
 def register_base_model(
     name: str, uploaded: Uploaded, *, license_: str, attribution: str, request_id: str | None
 ) -> registry.RegisterBaseModelRequest:
     """For RegistryService.RegisterBaseModel."""
-    base_model = registry.BaseModel(
+    base_model = build(
+        registry.BaseModel,
         name=name,
         sha256=uploaded.sha256,
         size_bytes=uploaded.size_bytes,
@@ -197,55 +224,65 @@ def register_base_model(
         license=license_,
         attribution=attribution,
     )
-    return registry.RegisterBaseModelRequest(request_id=new_id(request_id), base_model=base_model)
+    return build(registry.RegisterBaseModelRequest, request_id=new_id(request_id), base_model=base_model)
 
 
 def get_model_version(project: str, model: str, version: int | None, alias: str | None) -> registry.GetModelVersionRequest:
     """For RegistryService.GetModelVersion.
 
     Raises:
-        ValueError: not exactly one of version and alias is given.
+        ArgumentError: not exactly one of version and alias is given.
     """
     if (version is None) == (alias is None):
-        raise ValueError("a model version is named by number or by alias; expected exactly one of version and alias")
+        raise ArgumentError("version and alias", "a model version is named by one of them; expected exactly one")
     if version is not None:
-        return registry.GetModelVersionRequest(project=project, model=model, version=version)
-    return registry.GetModelVersionRequest(project=project, model=model, alias=alias or "")
+        return build(registry.GetModelVersionRequest, project=project, model=model, version=version)
+    return build(registry.GetModelVersionRequest, project=project, model=model, alias=alias or "")
 
 
 def set_quota(project: str, max_accelerators: Mapping[str, int], request_id: str | None) -> quotas.SetQuotaRequest:
     """For QuotaService.SetQuota."""
-    quota = quotas.Quota(project=project, max_accelerators=max_accelerators)
-    return quotas.SetQuotaRequest(request_id=new_id(request_id), quota=quota)
+    quota = build(quotas.Quota, project=project, max_accelerators=max_accelerators)
+    return build(quotas.SetQuotaRequest, request_id=new_id(request_id), quota=quota)
 
 
 def create_project(name: str, title: str, priority_max: int | None, request_id: str | None) -> projects.CreateProjectRequest:
     """For ProjectService.CreateProject."""
-    project = projects.Project(name=name, title=title, priority_max=priority_max)
-    return projects.CreateProjectRequest(request_id=new_id(request_id), project=project)
+    project = build(projects.Project, name=name, title=title, priority_max=priority_max)
+    return build(projects.CreateProjectRequest, request_id=new_id(request_id), project=project)
 
 
 def update_project(
     name: str, title: str | None, priority_max: int | None, etag: str, request_id: str | None
 ) -> projects.UpdateProjectRequest:
     """For ProjectService.UpdateProject: what is not None is changed."""
-    return projects.UpdateProjectRequest(
-        request_id=new_id(request_id), name=name, title=title, priority_max=priority_max, etag=etag
+    return build(
+        projects.UpdateProjectRequest,
+        request_id=new_id(request_id),
+        name=name,
+        title=title,
+        priority_max=priority_max,
+        etag=etag,
     )
 
 
 def set_member(subject: str, role: projects.Role.ValueType, project: str, request_id: str | None) -> projects.SetMemberRequest:
     """For ProjectService.SetMember."""
-    member = projects.Member(project=project, subject=subject, role=role)
-    return projects.SetMemberRequest(request_id=new_id(request_id), member=member)
+    member = build(projects.Member, project=project, subject=subject, role=role)
+    return build(projects.SetMemberRequest, request_id=new_id(request_id), member=member)
 
 
 def create_token(
     name: str, role: projects.Role.ValueType, project: str, lifetime_seconds: int | None, request_id: str | None
 ) -> identity.CreateTokenRequest:
     """For IdentityService.CreateToken."""
-    return identity.CreateTokenRequest(
-        request_id=new_id(request_id), project=project, name=name, role=role, lifetime_seconds=lifetime_seconds
+    return build(
+        identity.CreateTokenRequest,
+        request_id=new_id(request_id),
+        project=project,
+        name=name,
+        role=role,
+        lifetime_seconds=lifetime_seconds,
     )
 
 
@@ -261,14 +298,15 @@ def list_audit_records(
     page_size: int,
 ) -> audit.ListAuditRecordsRequest:
     """For AuditService.ListAuditRecords."""
-    return audit.ListAuditRecordsRequest(
+    return build(
+        audit.ListAuditRecordsRequest,
         project=project,
         principal=principal,
         method=method,
         after_position=after_position,
         refused_only=refused_only,
-        start_time=_timestamp(start_time),
-        end_time=_timestamp(end_time),
+        start_time=_timestamp("start_time", start_time),
+        end_time=_timestamp("end_time", end_time),
         page_size=page_size,
     )
 
@@ -277,13 +315,16 @@ def create_webhook(
     project: str, url: str, states: Iterable[job_pb2.JobState.ValueType], job_set: str, request_id: str | None
 ) -> webhooks.CreateWebhookRequest:
     """For WebhookService.CreateWebhook."""
-    webhook = webhooks.Webhook(project=project, url=url, states=states, job_set=job_set)
-    return webhooks.CreateWebhookRequest(request_id=new_id(request_id), webhook=webhook)
+    webhook = build(webhooks.Webhook, project=project, url=url, states=states, job_set=job_set)
+    return build(webhooks.CreateWebhookRequest, request_id=new_id(request_id), webhook=webhook)
 
 
-def _timestamp(time: datetime | None) -> Timestamp | None:
+def _timestamp(argument: str, time: datetime | None) -> Timestamp | None:
     if time is None:
         return None
     stamp = Timestamp()
-    stamp.FromDatetime(time)
+    try:
+        stamp.FromDatetime(time)
+    except (TypeError, ValueError) as error:
+        raise unfit(argument, time, "a datetime") from error
     return stamp

@@ -62,8 +62,8 @@ def is_safe_to_repeat(request: object) -> bool:
 class RetryPolicy:
     """How persistent a client is. Seconds throughout."""
 
-    attempts_max: int = 5
-    """Attempts of one unary call."""
+    attempts_max: int = 11
+    """Attempts of one unary call: with the waits below for 7 to 13 seconds, and a control plane is back in 3 to 5."""
     backoff_seconds: float = 0.1
     """The wait before the first retry; it doubles, with jitter, up to the maximum."""
     backoff_seconds_max: float = 2.0

@@ -7,11 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc
+from grpc import aio
 
 from headway_client.channels import aio_channel
 from headway_client.connection import Connection
 from headway_client.credentials import Tls, TokenSource, credentials
-from headway_client.errors import HeadwayError, from_rpc_error
+from headway_client.errors import HeadwayError, call_ended, client_closed, from_rpc_error
 from headway_client.requests import PagedRequestT, PagedResponseT
 from headway_client.retries import RetryPolicy, UnaryRetry
 from headway_client.streams import Resumption, StreamRequestT, StreamResponseT
@@ -24,7 +25,7 @@ _ResponseT = TypeVar("_ResponseT")
 
 
 def _asked_to_stop() -> bool:
-    # gRPC raises CancelledError also when it was the server that cancelled the call; then nobody cancelled this task.
+    # gRPC raises CancelledError also when the server or a closed channel ended the call; then nobody cancelled this task.
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
@@ -53,7 +54,7 @@ class Calls:
             retries: how persistent it is.
 
         Raises:
-            CredentialsError: the token could be read on the way.
+            CredentialsError: the token could be read on the way, or no call can carry it.
         """
         self.address = address
         self._credentials = credentials(token, tls, allow_insecure)
@@ -94,6 +95,12 @@ class Calls:
                 wait_seconds = retry.wait_seconds(failure)
                 if wait_seconds is None:
                     raise failure from error
+            except aio.UsageError as error:
+                raise client_closed(self.address) from error
+            except asyncio.CancelledError as error:
+                if _asked_to_stop():
+                    raise
+                raise call_ended(self.address) from error
             await asyncio.sleep(wait_seconds)
 
     async def _pages(
@@ -129,10 +136,12 @@ class Calls:
                     return
             except grpc.RpcError as error:
                 failure = from_rpc_error(error, self.address)
+            except aio.UsageError as error:
+                raise client_closed(self.address) from error
             except asyncio.CancelledError:
                 if _asked_to_stop():
                     raise
-                failure = HeadwayError(grpc.StatusCode.CANCELLED, f"the control plane at {self.address} ended the call")
+                failure = call_ended(self.address)
             finally:
                 stream.cancel()
             await asyncio.sleep(resumption.wait_seconds(failure, token_renewed=shown != self._credentials.metadata()))

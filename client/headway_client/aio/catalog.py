@@ -14,6 +14,7 @@ from headway.registry.v1 import registry_service_pb2 as registry
 from headway.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from headway_client import requests, uploads
 from headway_client.aio.calls import Calls
+from headway_client.arguments import build
 
 if TYPE_CHECKING:
     from headway.datasets.v1.dataset_service_pb2_grpc import DatasetServiceAsyncStub
@@ -59,7 +60,7 @@ class CatalogCalls(Calls):
 
     async def list_datasets(self, project: str) -> AsyncIterator[datasets.Dataset]:
         """A project's datasets, by name."""
-        async for page in self._pages(self._datasets.ListDatasets, datasets.ListDatasetsRequest(project=project)):
+        async for page in self._pages(self._datasets.ListDatasets, build(datasets.ListDatasetsRequest, project=project)):
             for item in page.datasets:
                 yield item
 
@@ -93,7 +94,7 @@ class CatalogCalls(Calls):
 
     async def list_model_versions(self, project: str, model: str = "") -> AsyncIterator[registry.ModelVersion]:
         """The versions of a project's models, or of one of them, newest first."""
-        request = registry.ListModelVersionsRequest(project=project, model=model)
+        request = build(registry.ListModelVersionsRequest, project=project, model=model)
         async for page in self._pages(self._registry.ListModelVersions, request):
             for item in page.model_versions:
                 yield item

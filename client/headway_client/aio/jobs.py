@@ -15,6 +15,7 @@ from headway.logs.v1 import log_service_pb2 as logs
 from headway.logs.v1.log_service_pb2_grpc import LogServiceStub
 from headway_client import requests
 from headway_client.aio.calls import Calls
+from headway_client.arguments import build
 
 if TYPE_CHECKING:
     from headway.jobs.v1.job_service_pb2_grpc import JobServiceAsyncStub
@@ -114,7 +115,7 @@ class JobCalls(Calls):
 
     async def get_job(self, job_id: str) -> job_pb2.Job:
         """One job."""
-        return (await self._unary(self._jobs.GetJob, jobs.GetJobRequest(job_id=job_id))).job
+        return (await self._unary(self._jobs.GetJob, build(jobs.GetJobRequest, job_id=job_id))).job
 
     async def list_jobs(
         self,
@@ -137,16 +138,16 @@ class JobCalls(Calls):
 
     async def diff_jobs(self, job_id: str, other_job_id: str) -> list[jobs.Difference]:
         """What differs between two jobs, by section and path."""
-        request = jobs.DiffJobsRequest(job_id=job_id, other_job_id=other_job_id)
+        request = build(jobs.DiffJobsRequest, job_id=job_id, other_job_id=other_job_id)
         return list((await self._unary(self._jobs.DiffJobs, request)).differences)
 
     async def get_job_set(self, project: str, name: str) -> jobs.JobSet:
         """One job set: how many of its jobs stand where."""
-        return (await self._unary(self._jobs.GetJobSet, jobs.GetJobSetRequest(project=project, name=name))).job_set
+        return (await self._unary(self._jobs.GetJobSet, build(jobs.GetJobSetRequest, project=project, name=name))).job_set
 
     async def list_job_sets(self, project: str) -> AsyncIterator[jobs.JobSet]:
         """A project's job sets, by name."""
-        async for page in self._pages(self._jobs.ListJobSets, jobs.ListJobSetsRequest(project=project)):
+        async for page in self._pages(self._jobs.ListJobSets, build(jobs.ListJobSetsRequest, project=project)):
             for item in page.job_sets:
                 yield item
 
@@ -154,30 +155,30 @@ class JobCalls(Calls):
 
     async def cancel_job(self, job_id: str, *, reason: str = "", request_id: str | None = None) -> job_pb2.Job:
         """Asks a job to stop."""
-        request = jobs.CancelJobRequest(request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
+        request = build(jobs.CancelJobRequest, request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
         return (await self._unary(self._jobs.CancelJob, request)).job
 
     async def pause_job(self, job_id: str, *, reason: str = "", request_id: str | None = None) -> job_pb2.Job:
         """Asks a job to hold still at a checkpoint, without a lease, until it is resumed."""
-        request = jobs.PauseJobRequest(request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
+        request = build(jobs.PauseJobRequest, request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
         return (await self._unary(self._jobs.PauseJob, request)).job
 
     async def resume_job(self, job_id: str, *, reason: str = "", request_id: str | None = None) -> job_pb2.Job:
         """Lets a paused job go on."""
-        request = jobs.ResumeJobRequest(request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
+        request = build(jobs.ResumeJobRequest, request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
         return (await self._unary(self._jobs.ResumeJob, request)).job
 
     async def preempt_job(self, job_id: str, *, reason: str = "", request_id: str | None = None) -> job_pb2.Job:
         """Takes a running job's lease; it asks for a new one in its turn."""
-        request = jobs.PreemptJobRequest(request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
+        request = build(jobs.PreemptJobRequest, request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
         return (await self._unary(self._jobs.PreemptJob, request)).job
 
     async def reprioritize_job(
         self, job_id: str, priority: int, *, reason: str = "", request_id: str | None = None
     ) -> job_pb2.Job:
         """Gives a job another priority."""
-        request = jobs.ReprioritizeJobRequest(
-            request_id=requests.new_id(request_id), job_id=job_id, priority=priority, reason=reason
+        request = build(
+            jobs.ReprioritizeJobRequest, request_id=requests.new_id(request_id), job_id=job_id, priority=priority, reason=reason
         )
         return (await self._unary(self._jobs.ReprioritizeJob, request)).job
 
@@ -201,36 +202,40 @@ class JobCalls(Calls):
         self, selection: jobs.JobSelection, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """Asks every job of a selection to stop. While the outcome says `more`, call again."""
-        request = jobs.CancelJobRequest(request_id=requests.new_id(request_id), selection=selection, reason=reason)
+        request = build(jobs.CancelJobRequest, request_id=requests.new_id(request_id), selection=selection, reason=reason)
         return (await self._unary(self._jobs.CancelJob, request)).outcome
 
     async def pause_jobs(
         self, selection: jobs.JobSelection, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """As `pause_job`, for a selection."""
-        request = jobs.PauseJobRequest(request_id=requests.new_id(request_id), selection=selection, reason=reason)
+        request = build(jobs.PauseJobRequest, request_id=requests.new_id(request_id), selection=selection, reason=reason)
         return (await self._unary(self._jobs.PauseJob, request)).outcome
 
     async def resume_jobs(
         self, selection: jobs.JobSelection, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """As `resume_job`, for a selection."""
-        request = jobs.ResumeJobRequest(request_id=requests.new_id(request_id), selection=selection, reason=reason)
+        request = build(jobs.ResumeJobRequest, request_id=requests.new_id(request_id), selection=selection, reason=reason)
         return (await self._unary(self._jobs.ResumeJob, request)).outcome
 
     async def preempt_jobs(
         self, selection: jobs.JobSelection, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """As `preempt_job`, for a selection."""
-        request = jobs.PreemptJobRequest(request_id=requests.new_id(request_id), selection=selection, reason=reason)
+        request = build(jobs.PreemptJobRequest, request_id=requests.new_id(request_id), selection=selection, reason=reason)
         return (await self._unary(self._jobs.PreemptJob, request)).outcome
 
     async def reprioritize_jobs(
         self, selection: jobs.JobSelection, priority: int, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """As `reprioritize_job`, for a selection."""
-        request = jobs.ReprioritizeJobRequest(
-            request_id=requests.new_id(request_id), selection=selection, priority=priority, reason=reason
+        request = build(
+            jobs.ReprioritizeJobRequest,
+            request_id=requests.new_id(request_id),
+            selection=selection,
+            priority=priority,
+            reason=reason,
         )
         return (await self._unary(self._jobs.ReprioritizeJob, request)).outcome
 
@@ -284,5 +289,7 @@ class JobCalls(Calls):
         self, job_id: str, *, metrics: Iterable[str] = (), from_step: int = 0, start_cursor: str = ""
     ) -> AsyncGenerator[logs.StreamProgressResponse]:
         """A job's measurements until the job is final: all, or only some metrics, or only from a step on."""
-        request = logs.StreamProgressRequest(job_id=job_id, metrics=metrics, from_step=from_step, start_cursor=start_cursor)
+        request = build(
+            logs.StreamProgressRequest, job_id=job_id, metrics=metrics, from_step=from_step, start_cursor=start_cursor
+        )
         return self._stream(self._logs.StreamProgress, request)

@@ -22,6 +22,7 @@ from headway.webhooks.v1 import webhook_service_pb2 as webhooks
 from headway.webhooks.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from headway_client import requests
 from headway_client.aio.calls import Calls
+from headway_client.arguments import build
 
 if TYPE_CHECKING:
     from headway.audit.v1.audit_service_pb2_grpc import AuditServiceAsyncStub
@@ -80,13 +81,13 @@ class OrganisationCalls(Calls):
 
     async def list_tokens(self, project: str = "") -> AsyncIterator[identity.Token]:
         """The tokens of a project or of the organisation, newest first, without their secrets."""
-        async for page in self._pages(self._identity.ListTokens, identity.ListTokensRequest(project=project)):
+        async for page in self._pages(self._identity.ListTokens, build(identity.ListTokensRequest, project=project)):
             for item in page.tokens:
                 yield item
 
     async def revoke_token(self, token_id: str, *, request_id: str | None = None) -> identity.Token:
         """Ends a token."""
-        request = identity.RevokeTokenRequest(request_id=requests.new_id(request_id), token_id=token_id)
+        request = build(identity.RevokeTokenRequest, request_id=requests.new_id(request_id), token_id=token_id)
         return (await self._unary(self._identity.RevokeToken, request)).token
 
     # Projects
@@ -100,7 +101,7 @@ class OrganisationCalls(Calls):
 
     async def get_project(self, name: str) -> projects.Project:
         """One project."""
-        return (await self._unary(self._projects.GetProject, projects.GetProjectRequest(name=name))).project
+        return (await self._unary(self._projects.GetProject, build(projects.GetProjectRequest, name=name))).project
 
     async def list_projects(self) -> AsyncIterator[projects.Project]:
         """The projects one may see, by name."""
@@ -123,7 +124,7 @@ class OrganisationCalls(Calls):
 
     async def delete_project(self, name: str, *, request_id: str | None = None) -> projects.Project:
         """Closes a project; what it made is kept."""
-        request = projects.DeleteProjectRequest(request_id=requests.new_id(request_id), name=name)
+        request = build(projects.DeleteProjectRequest, request_id=requests.new_id(request_id), name=name)
         return (await self._unary(self._projects.DeleteProject, request)).project
 
     async def set_member(
@@ -134,12 +135,12 @@ class OrganisationCalls(Calls):
 
     async def remove_member(self, subject: str, *, project: str = "", request_id: str | None = None) -> None:
         """Takes a subject's role."""
-        request = projects.RemoveMemberRequest(request_id=requests.new_id(request_id), project=project, subject=subject)
+        request = build(projects.RemoveMemberRequest, request_id=requests.new_id(request_id), project=project, subject=subject)
         await self._unary(self._projects.RemoveMember, request)
 
     async def list_members(self, project: str = "") -> AsyncIterator[projects.Member]:
         """The members of a project or of the organisation, by subject."""
-        async for page in self._pages(self._projects.ListMembers, projects.ListMembersRequest(project=project)):
+        async for page in self._pages(self._projects.ListMembers, build(projects.ListMembersRequest, project=project)):
             for item in page.members:
                 yield item
 
@@ -193,18 +194,18 @@ class OrganisationCalls(Calls):
 
     async def list_webhooks(self, project: str) -> AsyncIterator[webhooks.Webhook]:
         """A project's endpoints, newest first."""
-        async for page in self._pages(self._webhooks.ListWebhooks, webhooks.ListWebhooksRequest(project=project)):
+        async for page in self._pages(self._webhooks.ListWebhooks, build(webhooks.ListWebhooksRequest, project=project)):
             for item in page.webhooks:
                 yield item
 
     async def delete_webhook(self, webhook_id: str, *, request_id: str | None = None) -> None:
         """Removes an endpoint; what was not delivered yet is dropped."""
-        request = webhooks.DeleteWebhookRequest(request_id=requests.new_id(request_id), webhook_id=webhook_id)
+        request = build(webhooks.DeleteWebhookRequest, request_id=requests.new_id(request_id), webhook_id=webhook_id)
         await self._unary(self._webhooks.DeleteWebhook, request)
 
     async def list_webhook_deliveries(self, webhook_id: str) -> AsyncIterator[webhooks.WebhookDelivery]:
         """What was sent to an endpoint and what it answered, newest first."""
-        request = webhooks.ListWebhookDeliveriesRequest(webhook_id=webhook_id)
+        request = build(webhooks.ListWebhookDeliveriesRequest, webhook_id=webhook_id)
         async for page in self._pages(self._webhooks.ListWebhookDeliveries, request):
             for item in page.deliveries:
                 yield item
@@ -213,7 +214,7 @@ class OrganisationCalls(Calls):
 
     async def get_quota(self, project: str) -> quotas.Quota:
         """A project's quota."""
-        return (await self._unary(self._quotas.GetQuota, quotas.GetQuotaRequest(project=project))).quota
+        return (await self._unary(self._quotas.GetQuota, build(quotas.GetQuotaRequest, project=project))).quota
 
     async def set_quota(
         self, project: str, max_accelerators: Mapping[str, int], *, request_id: str | None = None
@@ -229,7 +230,7 @@ class OrganisationCalls(Calls):
 
     async def get_usage(self, project: str) -> list[quotas.Usage]:
         """What a project holds and used, by kind of accelerator."""
-        return list((await self._unary(self._quotas.GetUsage, quotas.GetUsageRequest(project=project))).usage)
+        return list((await self._unary(self._quotas.GetUsage, build(quotas.GetUsageRequest, project=project))).usage)
 
     async def list_workers(self) -> AsyncIterator[capacity.Worker]:
         """The workers known, by name."""

@@ -11,7 +11,7 @@ import grpc
 from headway_client.channels import sync_channel, trace_metadata
 from headway_client.connection import Connection
 from headway_client.credentials import Tls, TokenSource, credentials
-from headway_client.errors import HeadwayError, from_rpc_error
+from headway_client.errors import HeadwayError, client_closed, from_rpc_error
 from headway_client.requests import PagedRequestT, PagedResponseT
 from headway_client.retries import RetryPolicy, UnaryRetry
 from headway_client.streams import Resumption, StreamRequestT, StreamResponseT
@@ -47,7 +47,7 @@ class Calls:
             retries: how persistent it is.
 
         Raises:
-            CredentialsError: the token could be read on the way.
+            CredentialsError: the token could be read on the way, or no call can carry it.
         """
         self.address = address
         self._credentials = credentials(token, tls, allow_insecure)
@@ -88,6 +88,8 @@ class Calls:
                 wait_seconds = retry.wait_seconds(failure)
                 if wait_seconds is None:
                     raise failure from error
+            except ValueError as error:  # what gRPC raises when the channel is closed
+                raise client_closed(self.address) from error
             time.sleep(wait_seconds)
 
     def _pages(
@@ -112,7 +114,10 @@ class Calls:
             failure: HeadwayError | None = None
             resumption.ask(request)
             shown = self._credentials.metadata()
-            stream = call(request, timeout=self._retries.stream_call_seconds, metadata=trace_metadata())
+            try:
+                stream = call(request, timeout=self._retries.stream_call_seconds, metadata=trace_metadata())
+            except ValueError as error:  # as above
+                raise client_closed(self.address) from error
             try:
                 for response in stream:
                     resumption.received(response)

@@ -11,6 +11,7 @@ from headway.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from headway.registry.v1 import registry_service_pb2 as registry
 from headway.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from headway_client import requests, uploads
+from headway_client.arguments import build
 from headway_client.blocking.calls import Calls
 
 
@@ -53,7 +54,7 @@ class CatalogCalls(Calls):
 
     def list_datasets(self, project: str) -> Iterator[datasets.Dataset]:
         """A project's datasets, by name."""
-        for page in self._pages(self._datasets.ListDatasets, datasets.ListDatasetsRequest(project=project)):
+        for page in self._pages(self._datasets.ListDatasets, build(datasets.ListDatasetsRequest, project=project)):
             yield from page.datasets
 
     def register_base_model(
@@ -85,6 +86,6 @@ class CatalogCalls(Calls):
 
     def list_model_versions(self, project: str, model: str = "") -> Iterator[registry.ModelVersion]:
         """The versions of a project's models, or of one of them, newest first."""
-        request = registry.ListModelVersionsRequest(project=project, model=model)
+        request = build(registry.ListModelVersionsRequest, project=project, model=model)
         for page in self._pages(self._registry.ListModelVersions, request):
             yield from page.model_versions

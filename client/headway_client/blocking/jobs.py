@@ -13,6 +13,7 @@ from headway.logs.v1 import log_record_pb2
 from headway.logs.v1 import log_service_pb2 as logs
 from headway.logs.v1.log_service_pb2_grpc import LogServiceStub
 from headway_client import requests
+from headway_client.arguments import build
 from headway_client.blocking.calls import Calls
 
 
@@ -109,7 +110,7 @@ class JobCalls(Calls):
 
     def get_job(self, job_id: str) -> job_pb2.Job:
         """One job."""
-        return self._unary(self._jobs.GetJob, jobs.GetJobRequest(job_id=job_id)).job
+        return self._unary(self._jobs.GetJob, build(jobs.GetJobRequest, job_id=job_id)).job
 
     def list_jobs(
         self,
@@ -131,44 +132,44 @@ class JobCalls(Calls):
 
     def diff_jobs(self, job_id: str, other_job_id: str) -> list[jobs.Difference]:
         """What differs between two jobs, by section and path."""
-        request = jobs.DiffJobsRequest(job_id=job_id, other_job_id=other_job_id)
+        request = build(jobs.DiffJobsRequest, job_id=job_id, other_job_id=other_job_id)
         return list(self._unary(self._jobs.DiffJobs, request).differences)
 
     def get_job_set(self, project: str, name: str) -> jobs.JobSet:
         """One job set: how many of its jobs stand where."""
-        return self._unary(self._jobs.GetJobSet, jobs.GetJobSetRequest(project=project, name=name)).job_set
+        return self._unary(self._jobs.GetJobSet, build(jobs.GetJobSetRequest, project=project, name=name)).job_set
 
     def list_job_sets(self, project: str) -> Iterator[jobs.JobSet]:
         """A project's job sets, by name."""
-        for page in self._pages(self._jobs.ListJobSets, jobs.ListJobSetsRequest(project=project)):
+        for page in self._pages(self._jobs.ListJobSets, build(jobs.ListJobSetsRequest, project=project)):
             yield from page.job_sets
 
     # Steering one job
 
     def cancel_job(self, job_id: str, *, reason: str = "", request_id: str | None = None) -> job_pb2.Job:
         """Asks a job to stop."""
-        request = jobs.CancelJobRequest(request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
+        request = build(jobs.CancelJobRequest, request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
         return self._unary(self._jobs.CancelJob, request).job
 
     def pause_job(self, job_id: str, *, reason: str = "", request_id: str | None = None) -> job_pb2.Job:
         """Asks a job to hold still at a checkpoint, without a lease, until it is resumed."""
-        request = jobs.PauseJobRequest(request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
+        request = build(jobs.PauseJobRequest, request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
         return self._unary(self._jobs.PauseJob, request).job
 
     def resume_job(self, job_id: str, *, reason: str = "", request_id: str | None = None) -> job_pb2.Job:
         """Lets a paused job go on."""
-        request = jobs.ResumeJobRequest(request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
+        request = build(jobs.ResumeJobRequest, request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
         return self._unary(self._jobs.ResumeJob, request).job
 
     def preempt_job(self, job_id: str, *, reason: str = "", request_id: str | None = None) -> job_pb2.Job:
         """Takes a running job's lease; it asks for a new one in its turn."""
-        request = jobs.PreemptJobRequest(request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
+        request = build(jobs.PreemptJobRequest, request_id=requests.new_id(request_id), job_id=job_id, reason=reason)
         return self._unary(self._jobs.PreemptJob, request).job
 
     def reprioritize_job(self, job_id: str, priority: int, *, reason: str = "", request_id: str | None = None) -> job_pb2.Job:
         """Gives a job another priority."""
-        request = jobs.ReprioritizeJobRequest(
-            request_id=requests.new_id(request_id), job_id=job_id, priority=priority, reason=reason
+        request = build(
+            jobs.ReprioritizeJobRequest, request_id=requests.new_id(request_id), job_id=job_id, priority=priority, reason=reason
         )
         return self._unary(self._jobs.ReprioritizeJob, request).job
 
@@ -192,36 +193,40 @@ class JobCalls(Calls):
         self, selection: jobs.JobSelection, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """Asks every job of a selection to stop. While the outcome says `more`, call again."""
-        request = jobs.CancelJobRequest(request_id=requests.new_id(request_id), selection=selection, reason=reason)
+        request = build(jobs.CancelJobRequest, request_id=requests.new_id(request_id), selection=selection, reason=reason)
         return self._unary(self._jobs.CancelJob, request).outcome
 
     def pause_jobs(
         self, selection: jobs.JobSelection, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """As `pause_job`, for a selection."""
-        request = jobs.PauseJobRequest(request_id=requests.new_id(request_id), selection=selection, reason=reason)
+        request = build(jobs.PauseJobRequest, request_id=requests.new_id(request_id), selection=selection, reason=reason)
         return self._unary(self._jobs.PauseJob, request).outcome
 
     def resume_jobs(
         self, selection: jobs.JobSelection, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """As `resume_job`, for a selection."""
-        request = jobs.ResumeJobRequest(request_id=requests.new_id(request_id), selection=selection, reason=reason)
+        request = build(jobs.ResumeJobRequest, request_id=requests.new_id(request_id), selection=selection, reason=reason)
         return self._unary(self._jobs.ResumeJob, request).outcome
 
     def preempt_jobs(
         self, selection: jobs.JobSelection, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """As `preempt_job`, for a selection."""
-        request = jobs.PreemptJobRequest(request_id=requests.new_id(request_id), selection=selection, reason=reason)
+        request = build(jobs.PreemptJobRequest, request_id=requests.new_id(request_id), selection=selection, reason=reason)
         return self._unary(self._jobs.PreemptJob, request).outcome
 
     def reprioritize_jobs(
         self, selection: jobs.JobSelection, priority: int, *, reason: str = "", request_id: str | None = None
     ) -> jobs.SelectionOutcome:
         """As `reprioritize_job`, for a selection."""
-        request = jobs.ReprioritizeJobRequest(
-            request_id=requests.new_id(request_id), selection=selection, priority=priority, reason=reason
+        request = build(
+            jobs.ReprioritizeJobRequest,
+            request_id=requests.new_id(request_id),
+            selection=selection,
+            priority=priority,
+            reason=reason,
         )
         return self._unary(self._jobs.ReprioritizeJob, request).outcome
 
@@ -275,5 +280,7 @@ class JobCalls(Calls):
         self, job_id: str, *, metrics: Iterable[str] = (), from_step: int = 0, start_cursor: str = ""
     ) -> Generator[logs.StreamProgressResponse]:
         """A job's measurements until the job is final: all, or only some metrics, or only from a step on."""
-        request = logs.StreamProgressRequest(job_id=job_id, metrics=metrics, from_step=from_step, start_cursor=start_cursor)
+        request = build(
+            logs.StreamProgressRequest, job_id=job_id, metrics=metrics, from_step=from_step, start_cursor=start_cursor
+        )
         return self._stream(self._logs.StreamProgress, request)

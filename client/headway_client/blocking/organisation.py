@@ -20,6 +20,7 @@ from headway.quotas.v1.quota_service_pb2_grpc import QuotaServiceStub
 from headway.webhooks.v1 import webhook_service_pb2 as webhooks
 from headway.webhooks.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from headway_client import requests
+from headway_client.arguments import build
 from headway_client.blocking.calls import Calls
 
 
@@ -71,12 +72,12 @@ class OrganisationCalls(Calls):
 
     def list_tokens(self, project: str = "") -> Iterator[identity.Token]:
         """The tokens of a project or of the organisation, newest first, without their secrets."""
-        for page in self._pages(self._identity.ListTokens, identity.ListTokensRequest(project=project)):
+        for page in self._pages(self._identity.ListTokens, build(identity.ListTokensRequest, project=project)):
             yield from page.tokens
 
     def revoke_token(self, token_id: str, *, request_id: str | None = None) -> identity.Token:
         """Ends a token."""
-        request = identity.RevokeTokenRequest(request_id=requests.new_id(request_id), token_id=token_id)
+        request = build(identity.RevokeTokenRequest, request_id=requests.new_id(request_id), token_id=token_id)
         return self._unary(self._identity.RevokeToken, request).token
 
     # Projects
@@ -90,7 +91,7 @@ class OrganisationCalls(Calls):
 
     def get_project(self, name: str) -> projects.Project:
         """One project."""
-        return self._unary(self._projects.GetProject, projects.GetProjectRequest(name=name)).project
+        return self._unary(self._projects.GetProject, build(projects.GetProjectRequest, name=name)).project
 
     def list_projects(self) -> Iterator[projects.Project]:
         """The projects one may see, by name."""
@@ -112,7 +113,7 @@ class OrganisationCalls(Calls):
 
     def delete_project(self, name: str, *, request_id: str | None = None) -> projects.Project:
         """Closes a project; what it made is kept."""
-        request = projects.DeleteProjectRequest(request_id=requests.new_id(request_id), name=name)
+        request = build(projects.DeleteProjectRequest, request_id=requests.new_id(request_id), name=name)
         return self._unary(self._projects.DeleteProject, request).project
 
     def set_member(
@@ -123,12 +124,12 @@ class OrganisationCalls(Calls):
 
     def remove_member(self, subject: str, *, project: str = "", request_id: str | None = None) -> None:
         """Takes a subject's role."""
-        request = projects.RemoveMemberRequest(request_id=requests.new_id(request_id), project=project, subject=subject)
+        request = build(projects.RemoveMemberRequest, request_id=requests.new_id(request_id), project=project, subject=subject)
         self._unary(self._projects.RemoveMember, request)
 
     def list_members(self, project: str = "") -> Iterator[projects.Member]:
         """The members of a project or of the organisation, by subject."""
-        for page in self._pages(self._projects.ListMembers, projects.ListMembersRequest(project=project)):
+        for page in self._pages(self._projects.ListMembers, build(projects.ListMembersRequest, project=project)):
             yield from page.members
 
     # Audit
@@ -180,17 +181,17 @@ class OrganisationCalls(Calls):
 
     def list_webhooks(self, project: str) -> Iterator[webhooks.Webhook]:
         """A project's endpoints, newest first."""
-        for page in self._pages(self._webhooks.ListWebhooks, webhooks.ListWebhooksRequest(project=project)):
+        for page in self._pages(self._webhooks.ListWebhooks, build(webhooks.ListWebhooksRequest, project=project)):
             yield from page.webhooks
 
     def delete_webhook(self, webhook_id: str, *, request_id: str | None = None) -> None:
         """Removes an endpoint; what was not delivered yet is dropped."""
-        request = webhooks.DeleteWebhookRequest(request_id=requests.new_id(request_id), webhook_id=webhook_id)
+        request = build(webhooks.DeleteWebhookRequest, request_id=requests.new_id(request_id), webhook_id=webhook_id)
         self._unary(self._webhooks.DeleteWebhook, request)
 
     def list_webhook_deliveries(self, webhook_id: str) -> Iterator[webhooks.WebhookDelivery]:
         """What was sent to an endpoint and what it answered, newest first."""
-        request = webhooks.ListWebhookDeliveriesRequest(webhook_id=webhook_id)
+        request = build(webhooks.ListWebhookDeliveriesRequest, webhook_id=webhook_id)
         for page in self._pages(self._webhooks.ListWebhookDeliveries, request):
             yield from page.deliveries
 
@@ -198,7 +199,7 @@ class OrganisationCalls(Calls):
 
     def get_quota(self, project: str) -> quotas.Quota:
         """A project's quota."""
-        return self._unary(self._quotas.GetQuota, quotas.GetQuotaRequest(project=project)).quota
+        return self._unary(self._quotas.GetQuota, build(quotas.GetQuotaRequest, project=project)).quota
 
     def set_quota(self, project: str, max_accelerators: Mapping[str, int], *, request_id: str | None = None) -> quotas.Quota:
         """Sets how many accelerators of each kind a project may hold at once."""
@@ -211,7 +212,7 @@ class OrganisationCalls(Calls):
 
     def get_usage(self, project: str) -> list[quotas.Usage]:
         """What a project holds and used, by kind of accelerator."""
-        return list(self._unary(self._quotas.GetUsage, quotas.GetUsageRequest(project=project)).usage)
+        return list(self._unary(self._quotas.GetUsage, build(quotas.GetUsageRequest, project=project)).usage)
 
     def list_workers(self) -> Iterator[capacity.Worker]:
         """The workers known, by name."""
