@@ -19,6 +19,7 @@ from temporalio.worker import Worker
 
 from control_plane.jobs.spec import FineTuneSpec
 from control_plane.jobs.states import FailureKind
+from tests.waiting import until
 from workers.workflows import contracts as c
 from workers.workflows.failures import ATTEMPT_LOST
 from workers.workflows.fine_tune import FineTuneWorkflow
@@ -199,12 +200,14 @@ async def _cancel_in_training(cast: Cast, handle: WorkflowHandle[Any, c.JobOutco
 
 async def _answered(handle: WorkflowHandle[Any, c.JobOutcome], activities: int = 2) -> None:
     """Waits until so many activities have ended; after two the first lease is asked for."""
-    answered = 0
-    async for event in handle.fetch_history_events(wait_new_event=True):
-        answered += event.HasField("activity_task_completed_event_attributes")
-        answered += event.HasField("activity_task_canceled_event_attributes")
-        if answered == activities:
-            return
+
+    async def ended() -> bool:
+        # Asked again and again: the time-skipping server answers a request that waits for the next event after 20 s.
+        events = (await handle.fetch_history()).events
+        kinds = ("activity_task_completed_event_attributes", "activity_task_canceled_event_attributes")
+        return sum(event.HasField(kind) for event in events for kind in kinds) >= activities
+
+    await until(ended, f"{activities} activities have ended")
 
 
 async def _cancel_in_queue(_cast: Cast, handle: WorkflowHandle[Any, c.JobOutcome]) -> None:

@@ -105,7 +105,7 @@ async def test_a_lease_that_is_asked_back_is_given_back_and_another_asked_for(cl
 async def test_a_pause_gives_the_lease_back_and_asks_for_none_until_resumed(client: Client, name: str) -> None:
     cast, outcome = await run(client, name)
     assert outcome.state == "SUCCEEDED"
-    assert outcomes(cast) == ["preempted", "completed", "completed"]
+    assert outcomes(cast) == ["paused", "completed", "completed"]
     assert cast.reasons[0] == "PAUSED: the job is to pause: for the demo"
     assert cast.confirmed.empty(), "a pause that ended is not confirmed again, however often it is asked for"
 
@@ -132,7 +132,7 @@ async def test_a_job_whose_last_phase_ends_while_it_is_to_pause_ends(client: Cli
 async def test_a_pause_that_is_taken_back_costs_a_lease_and_nothing_else(client: Client) -> None:
     cast, outcome = await run(client, "pause_taken_back")
     assert outcome.state == "SUCCEEDED"
-    assert outcomes(cast) == ["preempted", "completed", "completed"]
+    assert outcomes(cast) == ["paused", "completed", "completed"]
     assert cast.confirmed.empty()
 
 
@@ -140,7 +140,7 @@ async def test_a_pause_that_is_taken_back_costs_a_lease_and_nothing_else(client:
 async def test_a_grant_that_overtakes_the_pause_moves_the_attempt_on(client: Client, name: str) -> None:
     cast, outcome = await run(client, name)
     assert outcome.state == "SUCCEEDED"
-    assert outcomes(cast) == ["preempted", "completed", "completed"]
+    assert outcomes(cast) == ["paused", "completed", "completed"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ async def test_a_grant_that_overtakes_the_pause_moves_the_attempt_on(client: Cli
     [
         ("cancelled_in_training", ["cancelled"]),
         ("cancelled_in_queue", ["cancelled"]),
-        ("cancelled_while_paused", ["preempted"]),
+        ("cancelled_while_paused", ["paused"]),
     ],
 )
 async def test_cancellation_gives_everything_back(client: Client, name: str, released: list[str]) -> None:

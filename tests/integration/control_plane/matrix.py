@@ -363,9 +363,9 @@ _STATE_FOR = {
 
 _JOB = """
     INSERT INTO jobs (job_id, project, name, type, spec, spec_sha256, inputs, priority, state, attempt, submitter, job_set,
-        ended_at, event_sequence)
+        admitted_at, ended_at, event_sequence)
     SELECT CAST(:job_id AS uuid), CAST(:project AS text), 'a job', type, spec, spec_sha256, inputs, 500, CAST(:state AS text),
-        1, CAST(:submitter AS text), 'sweep', CASE CAST(:state AS text) WHEN 'CANCELLED' THEN now() END, 1
+        1, CAST(:submitter AS text), 'sweep', now(), CASE CAST(:state AS text) WHEN 'CANCELLED' THEN now() END, 1
     FROM jobs WHERE job_id = CAST(:template AS uuid)
 """
 
