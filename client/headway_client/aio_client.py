@@ -17,5 +17,6 @@ from headway_client.aio.organisation import OrganisationCalls
 class AsyncClient(JobCalls, CatalogCalls, OrganisationCalls):
     """A connection to one control plane, for the event loop it is made in; close it, or use it as a context manager.
 
-    Every method raises `HeadwayError` when its call is refused or does not come through.
+    Every method raises `HeadwayError` when its call is refused or does not come through, and of that kind `ArgumentError` when
+    an argument is nothing that can be sent.
     """

@@ -23,14 +23,14 @@ _EXPECTED = {
 }
 
 
-def build(kind: Callable[_P, _MessageT], *_: _P.args, **fields: _P.kwargs) -> _MessageT:
+def build(kind: Callable[_P, _MessageT], *args: _P.args, **fields: _P.kwargs) -> _MessageT:
     """A message of these fields; one that is None is left out.
 
     Raises:
         ArgumentError: a field cannot hold what it was given.
     """
     try:
-        return kind(*_, **fields)
+        return kind(*args, **fields)
     except (TypeError, ValueError) as error:
         raise _fault(kind, fields, error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_TOO_LARGE = re.compile(r"(SERVER|CLIENT): Received message larger than max \((\d+) vs\. (\d+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class HeadwayError(Exception):
         self.message = message
         """One sentence for people."""
         self.reason = reason
-        """A name of headway.errors.v1.ErrorReason without prefix; empty when the answer is not from Headway itself."""
+        """A name of headway.errors.v1.ErrorReason without prefix; empty when it is not one of Headway's own refusals."""
         self.metadata: Mapping[str, str] = metadata or {}
         """What varies in the message, under the keys that the reason documents."""
         self.violations = tuple(violations)
@@ -81,12 +83,13 @@ class HeadwayError(Exception):
     def faults(self) -> tuple[str, list[str]]:
         """A sentence, and a line for each fault that the sentence does not name: together everything once."""
         lines = [f"{violation.field}: {violation.description}" for violation in self.violations]
-        lines += [f"{quota.subject}: {quota.description}" for quota in self.quotas]
-        lines += [f"{condition.subject}: {condition.description}" for condition in self.preconditions]
-        # Headway's sentence on a request that is not valid lists the faults, for those who see nothing else.
-        listed = ": " + "; ".join(lines)
-        if len(lines) > 1 and self.message.endswith(listed):
-            return self.message.removesuffix(listed), lines
+        # What Headway says of a limit or a state is the sentence itself.
+        others = [*self.quotas, *self.preconditions]
+        lines += [f"{other.subject}: {other.description}" for other in others if other.description != self.message]
+        # Headway's sentence lists several faults, for those who see nothing else; a long one is cut.
+        start = self.message.find(f": {lines[0]}; ") if len(lines) > 1 else -1
+        if start >= 0 and f": {'; '.join(lines)}".startswith(self.message[start:].removesuffix("...")):
+            return self.message[:start], lines
         return self.message, [line for line in lines if line not in self.message]
 
     def __str__(self) -> str:
@@ -130,12 +133,12 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> HeadwayError:
     code, details = error.code(), error.details() or ""
     content = next((bytes(value) for key, value in _metadata_of(error) if key == _DETAILS_KEY), None)
     if content is None:
-        return HeadwayError(code, _transport_message(code, details, address))
+        return _from_transport(code, details, address)
     try:
         status = status_pb2.Status.FromString(content)
         return _from_status(code, status, details)
     except DecodeError:
-        return HeadwayError(code, _transport_message(code, details, address))
+        return _from_transport(code, details, address)
 
 
 def from_status(status: status_pb2.Status) -> HeadwayError:
@@ -170,9 +173,26 @@ def _metadata_of(error: grpc.Call | grpc.aio.AioRpcError) -> Iterable[tuple[str,
             yield key, value
 
 
-def _transport_message(code: grpc.StatusCode, details: str, address: str) -> str:
+def _from_transport(code: grpc.StatusCode, details: str, address: str) -> HeadwayError:
+    """What gRPC says by itself, in Headway's words."""
+    if (found := _TOO_LARGE.search(details)) is not None:
+        return _too_large(code, int(found[2]), int(found[3]), sent=found[1] == "SERVER")
     if code is grpc.StatusCode.UNAVAILABLE:
-        return f"the control plane at {address} does not answer ({details})"
+        return HeadwayError(code, f"the control plane at {address} does not answer ({details})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"the control plane at {address} did not answer in time"
-    return details or f"the call failed with {code.name}"
+        return HeadwayError(code, f"the control plane at {address} did not answer in time")
+    return HeadwayError(code, details or f"the call failed with {code.name}")
+
+
+def _too_large(code: grpc.StatusCode, count: int, most: int, *, sent: bool) -> HeadwayError:
+    """A message beyond what a server, or this client, takes at all; the server itself refuses what is beyond its methods'."""
+    if not sent:
+        message = f"the answer has {count:,} bytes; this client takes at most {most:,}, ask for less (page_size, summary)"
+        return HeadwayError(code, message)
+    return HeadwayError(
+        code,
+        f"the request has {count:,} bytes; the control plane takes no message of more than {most:,}, and most methods less: "
+        "send less or split it",
+        reason="REQUEST_TOO_LARGE",
+        metadata={"bytes": str(count), "maximum": str(most)},
+    )

@@ -295,6 +295,7 @@ def list_audit_records(
     refused_only: bool,
     start_time: datetime | None,
     end_time: datetime | None,
+    newest_first: bool,
     page_size: int,
 ) -> audit.ListAuditRecordsRequest:
     """For AuditService.ListAuditRecords."""
@@ -307,6 +308,7 @@ def list_audit_records(
         refused_only=refused_only,
         start_time=_timestamp("start_time", start_time),
         end_time=_timestamp("end_time", end_time),
+        newest_first=newest_first,
         page_size=page_size,
     )
 

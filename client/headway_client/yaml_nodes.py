@@ -232,6 +232,12 @@ def enum_words(enum: EnumDescriptor) -> dict[str, str]:
     return {value.name.removeprefix(prefix).lower(): value.name for value in enum.values if value.number != 0}
 
 
+def enum_word(enum: EnumDescriptor, number: int) -> str | int:
+    """The word that a file has for a value of an enum; the number if it is none that this client knows."""
+    known = enum.values_by_number.get(number)
+    return next((word for word, name in enum_words(enum).items() if known is not None and name == known.name), number)
+
+
 def construct_message(node: yaml.Node, descriptor: Descriptor) -> Any:
     """What `json_format` makes a message of the type from.
 

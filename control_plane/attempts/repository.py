@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.attempts.fence import lock_current, lock_leased
 from control_plane.db.events import EventType, append_event, notify
-from control_plane.db.leases import OUTCOME_PREEMPTED, end_lease, end_open_leases
+from control_plane.db.leases import OUTCOME_PAUSED, end_lease, end_open_leases
 from control_plane.db.tables import CHANNEL_SCHEDULER, checkpoints, job_events, jobs, leases, outbox
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs import states
@@ -139,7 +139,7 @@ async def release_lease(
         job_id: its job.
         attempt: the attempt that asks. What a later one holds is not its to give back.
         outcome: how the work under it ended, as `end_lease` says.
-        reason: why, in words, when it was lost or preempted.
+        reason: why, in words, when it was lost, preempted or paused.
 
     Raises:
         RefusedError: there is no such lease of this job, or a later attempt holds it.
@@ -246,7 +246,7 @@ async def confirm_pause(connection: AsyncConnection, job_id: str, attempt: int, 
     current = JobState(job["state"])
     if current is not JobState.PAUSING or job["pauses"] != pause:
         return current
-    await end_open_leases(connection, job_id, OUTCOME_PREEMPTED, "the job is paused")
+    await end_open_leases(connection, job_id, OUTCOME_PAUSED, "the job is paused")
     paused = states.apply(current, states.CONFIRM_PAUSE)
     await append_event(connection, job_id, EventType.STATE_CHANGED, state=paused)
     await notify(connection, CHANNEL_SCHEDULER)

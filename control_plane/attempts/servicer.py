@@ -26,7 +26,7 @@ from headway.jobs.v1 import job_pb2
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _T = TypeVar("_T")
 
-_OUTCOMES = ("completed", "failed", "cancelled", "lost", "preempted")
+_OUTCOMES = ("completed", "failed", "cancelled", "lost", "preempted", "paused")
 _REASON_MAX = 1_000
 
 

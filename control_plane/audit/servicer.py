@@ -36,7 +36,7 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
     async def ListAuditRecords(  # noqa: N802 - gRPC's name
         self, request: pb.ListAuditRecordsRequest, context: _Context
     ) -> pb.ListAuditRecordsResponse:
-        """Records in the order of the chain."""
+        """Records in the order of the chain, or the newest first."""
         del context
         require_text({"principal": (request.principal, 300), "method": (request.method, 300)})
         if request.after_position < 0:
@@ -46,11 +46,13 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
         size = pages.page_size(request.page_size, default=50, maximum=1_000)
         query = [
             *("ListAuditRecords", projects, request.principal, request.method, request.after_position, request.refused_only),
-            *(start and start.isoformat(), end and end.isoformat()),
+            *(start and start.isoformat(), end and end.isoformat(), request.newest_first),
         ]
         position = self._cursors.decode(request.page_token, query, (int,), "page_token")
         links, records = audit_links.c, audit_records.c
-        conditions = [links.position > (request.after_position if position is None else position[0])]
+        conditions = [links.position > request.after_position]
+        if position is not None:
+            conditions.append(links.position < position[0] if request.newest_first else links.position > position[0])
         if projects is not None:
             conditions.append(links.project.in_(projects))
         if request.principal:
@@ -67,7 +69,7 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
             select(audit_records, links.position, links.hash)
             .join(audit_links, links.record_id == records.record_id)
             .where(and_(*conditions))
-            .order_by(links.position)
+            .order_by(links.position.desc() if request.newest_first else links.position)
             .limit(size + 1)
         )
         async with self._engine.connect() as connection:

@@ -15,7 +15,7 @@ from control_plane.db.tables import CHANNEL_SCHEDULER, jobs, leases
 
 OUTCOME_LOST = "lost"
 OUTCOME_REFUSED = "refused"
-OUTCOME_PREEMPTED = "preempted"
+OUTCOME_PAUSED = "paused"
 
 # A request that was never granted has no `granted_at` and used nothing.
 _END = text(
@@ -49,8 +49,8 @@ async def end_lease(connection: AsyncConnection, lease_id: str, outcome: str, re
     Args:
         connection: a connection in a transaction.
         lease_id: the lease.
-        outcome: how the work under it ended: "completed", "failed", "cancelled", "lost", "preempted" or "refused".
-        reason: why, in words, when it was lost or preempted; for the event.
+        outcome: how the work under it ended: "completed", "failed", "cancelled", "lost", "preempted", "paused" or "refused".
+        reason: why, in words, when it was lost, preempted or paused; for the event.
 
     Returns:
         Accelerator-milliseconds used; None if there is no such lease or it had ended before, which changes nothing.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from control_plane.call import current_call
 from control_plane.errors import Reason, RefusedError, invalid_field
 from control_plane.identity.principal import ORGANISATION_ROLES, PROJECT_ROLES, Principal, Role
@@ -40,6 +42,21 @@ def role_number(role: str) -> pb.Role.ValueType:
     return pb.Role.Value(f"ROLE_{role}")
 
 
+def roles_and_where(roles: Iterable[Role], project: str) -> str:
+    """Roles with where they are held, such as "MAINTAINER in project support, or ORG_ADMIN in the organisation".
+
+    Args:
+        roles: any of which would do.
+        project: which is concerned; empty: no particular one.
+    """
+    wanted = [role for role in Role if role in frozenset(roles)]
+    held_in = {
+        f"project {project}" if project else "a project": [role for role in wanted if role in PROJECT_ROLES],
+        "the organisation": [role for role in wanted if role not in PROJECT_ROLES],
+    }
+    return ", or ".join(f"{' or '.join(held)} in {scope}" for scope, held in held_in.items() if held)
+
+
 def require_may_give(caller: Principal, project: str, role: Role) -> None:
     """Holds whoever gives or takes a role to what they hold themselves.
 
@@ -60,6 +77,6 @@ def require_may_give(caller: Principal, project: str, role: Role) -> None:
     raise RefusedError(
         Reason.PERMISSION_DENIED,
         f"{caller.subject} may not give or take the role {role} in {f'project {project}' if project else 'the organisation'}; "
-        f"it takes the role {needed}",
-        {"method": current_call().method, "role_required": str(needed)},
+        f"it takes the role {roles_and_where([needed], project)}",
+        {"method": current_call().method, "role_required": str(needed), "project": project},
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args
 
 from control_plane.errors import FieldViolation, Reason, RefusedError
 from control_plane.jobs.spec import DatasetPin, DatasetRef, FineTuneSpec, JobSpec, ModelVersionRef, RetrainSpec, canonical_json
@@ -211,54 +211,46 @@ def _carries(annotation: Any) -> bool:
 
 def _not_found(project: str, missing: list[Input]) -> RefusedError:
     faults = [_FAULTS[item.reference.kind](project, item) for item in missing]
-    first = faults[0]
-    more = f"; nor were {', '.join(fault.violation.path for fault in faults[1:])} found" if len(faults) > 1 else ""
+    violations = [violation for _, _, violation in faults]
+    listed = "; ".join(f"{violation.path}: {violation.description}" for violation in violations)
+    reason, metadata, _ = faults[0]
     return RefusedError(
-        first.reason, f"{first.violation.path}: {first.message}{more}", first.metadata, [fault.violation for fault in faults]
+        reason, f"the spec names what is not there: {listed}" if len(faults) > 1 else listed, metadata, violations
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    reason: Reason
-    message: str
-    metadata: Mapping[str, str]
-    violation: FieldViolation
+_Fault: TypeAlias = tuple[Reason, Mapping[str, str], FieldViolation]
+"""Why, what varies in it, and where."""
 
 
 def _no_dataset(project: str, item: Input) -> _Fault:
     reference = item.reference
     pin = f" with sha256 {reference.sha256}" if reference.sha256 else ""
-    return _Fault(
-        Reason.DATASET_NOT_FOUND,
-        f"project {project} has no dataset {reference.name!r}{pin}; add it with `headway dataset add`, or list what there is "
-        "with `headway dataset list`",
-        {"dataset": reference.name, "project": project},
-        FieldViolation(f"{item.path}.name", f"is {reference.name!r}{pin}; expected a dataset of the project"),
+    found = (
+        f"is {reference.name!r}{pin}, which project {project} does not have; add it with `headway dataset add`, or list what "
+        "there is with `headway dataset list`"
     )
+    metadata = {"dataset": reference.name, "project": project}
+    return Reason.DATASET_NOT_FOUND, metadata, FieldViolation(f"{item.path}.name", found)
 
 
 def _no_base_model(project: str, item: Input) -> _Fault:
     del project
     name = item.reference.name
-    return _Fault(
-        Reason.BASE_MODEL_NOT_FOUND,
-        f"there is no base model {name!r}; register it with `headway base-model add`, or list what there is with "
-        "`headway base-model list`",
-        {"base_model": name},
-        FieldViolation(item.path, f"is {name!r}; expected a registered base model"),
+    found = (
+        f"is {name!r}, which is no base model here; register it with `headway base-model add`, or list what there is with "
+        "`headway base-model list`"
     )
+    return Reason.BASE_MODEL_NOT_FOUND, {"base_model": name}, FieldViolation(item.path, found)
 
 
 def _no_model(project: str, item: Input) -> _Fault:
     reference = item.reference
     which = f"version {reference.version}" if reference.version else f"alias {reference.alias!r}"
-    return _Fault(
-        Reason.MODEL_NOT_FOUND,
-        f"project {project} has no model {reference.name!r} with {which}; list what there is with `headway models`",
-        {"model": reference.name},
-        FieldViolation(f"{item.path}.model", f"is {reference.name!r} with {which}; expected a registered version"),
+    found = (
+        f"is {reference.name!r} with {which}, which project {project} does not have; list what there is with `headway models`"
     )
+    return Reason.MODEL_NOT_FOUND, {"model": reference.name}, FieldViolation(f"{item.path}.model", found)
 
 
 _FAULTS: Mapping[InputKind, Callable[[str, Input], _Fault]] = {

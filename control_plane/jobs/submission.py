@@ -139,12 +139,9 @@ def settle(
 
 def above_ceiling(project: str, priority: int, ceiling: int, path: str) -> RefusedError:
     """The refusal of a priority that the project's members may not give."""
-    return RefusedError(
-        Reason.PERMISSION_DENIED,
-        f"{path}: is {priority}; the ceiling of project {project} is {ceiling}, and only an organisation's admin may go above",
-        {"role_required": "ORG_ADMIN", "maximum": str(ceiling)},
-        [FieldViolation(path, f"is {priority}; expected at most {ceiling}")],
-    )
+    found = f"is {priority}; the ceiling of project {project} is {ceiling}, and only an organisation's admin may go above"
+    metadata = {"role_required": "ORG_ADMIN", "project": project, "maximum": str(ceiling)}
+    return RefusedError(Reason.PERMISSION_DENIED, f"{path}: {found}", metadata, [FieldViolation(path, found)])
 
 
 def new_job_id() -> uuid.UUID:

@@ -57,9 +57,10 @@ class TailFilter:
         if self.since is not None and _moment(record.time) < self.since:
             return None
         if not record.HasField("line"):
-            return None if self.source or self.text else record
+            # A measurement has no level, no source and no text: who asks for one of them does not mean it.
+            return None if self.min_level or self.source or self.text else record
         line = record.line
-        # A line that states no level counts as INFO; measurements have none.
+        # A line that states no level counts as INFO.
         passes = (
             (line.level or log_record_pb2.LOG_LEVEL_INFO) >= self.min_level
             and (not self.source or line.source == self.source)

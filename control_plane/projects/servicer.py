@@ -13,7 +13,7 @@ from control_plane.call import current_call
 from control_plane.db.mutations import once
 from control_plane.errors import Reason, RefusedError, invalid_field
 from control_plane.identity.principal import Principal, Role
-from control_plane.identity.roles import MEMBER_ROLES, require_may_give, role_number, role_of
+from control_plane.identity.roles import MEMBER_ROLES, require_may_give, role_number, role_of, roles_and_where
 from control_plane.jobs.references import project_not_found
 from control_plane.jobs.spec import ProjectName, canonical_sha256
 from control_plane.projects import repository
@@ -207,8 +207,8 @@ def _require_admin(what: str) -> None:
     if not call.principal.org_admin:
         raise RefusedError(
             Reason.PERMISSION_DENIED,
-            f"{call.principal.subject} may not {what}; it takes the role {Role.ORG_ADMIN}",
-            {"method": call.method, "role_required": str(Role.ORG_ADMIN)},
+            f"{call.principal.subject} may not {what}; it takes the role {roles_and_where([Role.ORG_ADMIN], call.project)}",
+            {"method": call.method, "role_required": str(Role.ORG_ADMIN), "project": call.project},
         )
 
 

@@ -45,7 +45,8 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         if row is None:
             raise RefusedError(
                 Reason.RESOURCE_NOT_FOUND,
-                f"project {project} has no quota: it may use whatever is free; set one with SetQuota",
+                f"project {project} has no quota: it may use whatever is free; set one with SetQuota, or "
+                f"`headway quota set {project} KIND=NUMBER`",
                 {"name": project},
             )
         return pb.GetQuotaResponse(quota=_to_proto(row))

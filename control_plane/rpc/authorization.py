@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from control_plane.call import Call
 from control_plane.errors import Reason, RefusedError
-from control_plane.identity.principal import AttemptBinding, Principal, Role
+from control_plane.identity.principal import PROJECT_ROLES, AttemptBinding, Principal, Role
+from control_plane.identity.roles import roles_and_where
 from control_plane.jobs.repository import job_not_found
 from control_plane.jobs.spec import ProjectName
 from control_plane.projects.repository import project_not_found
@@ -109,9 +110,10 @@ class Authorization:
             return
         if rule.unnamed is Unnamed.INCOMPLETE:
             _refuse_incomplete(rule.places[0])
-        held = principal.organisation_roles if rule.unnamed is Unnamed.ORGANISATION else _held_anywhere(principal)
+        of_organisation = rule.unnamed is Unnamed.ORGANISATION
+        held = principal.organisation_roles if of_organisation else _held_anywhere(principal)
         if held.isdisjoint(rule.roles | rule.own):
-            raise denied(method.name, rule, call)
+            raise denied(method.name, rule, call, of_organisation=of_organisation)
 
     async def _authorize_attempt(self, call: Call, bound: AttemptBinding, request: Any) -> None:
         """An attempt writes for itself alone. Whether it is still current, the fence says in the write's transaction."""
@@ -171,25 +173,32 @@ class Authorization:
         call.project = owner.project
         held = _held_in(principal, owner.project) if owner.project else principal.organisation_roles
         if held.isdisjoint(method.rule.roles):
-            raise denied(method.name, method.rule, call)
+            raise denied(method.name, method.rule, call, of_organisation=not owner.project)
 
 
-def denied(method: str, rule: Rule, call: Call | None) -> RefusedError:
-    """The refusal of a caller whose roles do not suffice."""
-    required = [str(role) for role in Role if role in rule.roles | rule.own]
-    where = f" in project {call.project}" if call is not None and call.project else ""
+def denied(method: str, rule: Rule, call: Call | None, *, of_organisation: bool = False) -> RefusedError:
+    """The refusal of a caller whose roles do not suffice.
+
+    Args:
+        method: what was called.
+        rule: its row of the policy.
+        call: says which project is concerned, if that is known.
+        of_organisation: it is about the organisation, where roles in projects do not count.
+    """
+    project = call.project if call is not None else ""
+    required = [role for role in Role if role in rule.roles | rule.own and not (of_organisation and role in PROJECT_ROLES)]
     if rule.attempt is AttemptUse.WRITES:
         expected = "only the credential of the attempt concerned may call it; ask for one with IssueAttemptToken"
     elif required:
         own = " (for a SUBMITTER, a job of their own)" if Role.SUBMITTER in rule.own else ""
-        managed = "the project's members" if where else "members"
-        expected = f"expected role {' or '.join(required)}{where}{own}; ask whoever manages {managed}"
+        managed = "the project's members" if project else "members"
+        expected = f"expected role {roles_and_where(required, project)}{own}; ask whoever manages {managed}"
     else:
         expected = "nobody may"
     return RefusedError(
         Reason.PERMISSION_DENIED,
         f"your role does not allow {method}: {expected}",
-        {"method": method, "role_required": ",".join(required)},
+        {"method": method, "role_required": ",".join(required), "project": project},
     )
 
 

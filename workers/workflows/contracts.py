@@ -144,9 +144,9 @@ class ReleaseLease(_Message):
     context: PhaseContext
     lease_id: str
     outcome: str
-    """"completed", "failed", "cancelled", "lost" or "preempted"."""
+    """"completed", "failed", "cancelled", "lost", "preempted" or "paused"."""
     reason: str = ""
-    """Why, when lost or preempted."""
+    """Why, when lost, preempted or paused."""
 
 
 class ConfirmPause(_Message):

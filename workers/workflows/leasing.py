@@ -46,8 +46,8 @@ _SIGNAL_PATIENCE = timedelta(minutes=5)
 """A grant is committed before it is signalled; this is how long its signal may be under way."""
 _REASON_MAX = 1_000
 """Characters of a reason that the control plane takes."""
-_GIVEN_UP = frozenset({LossReason.PREEMPTED, LossReason.DISPLACED, LossReason.PAUSED})
-"""The lease was given up, not lost."""
+_GIVEN_UP = {LossReason.PREEMPTED: "preempted", LossReason.DISPLACED: "preempted", LossReason.PAUSED: "paused"}
+"""How a lease ended that was given up, not lost."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Leases:
             began = workflow.time()
             result = await self._under_lease(lease_id, start, left)
             if isinstance(result, AttemptLoss):
-                ended_as = "preempted" if result.reason in _GIVEN_UP else "lost"
+                ended_as = _GIVEN_UP.get(result.reason, "lost")
                 reason = f"{result.reason.value}: {result.message}"[:_REASON_MAX]
             else:
                 ended_as = "completed"

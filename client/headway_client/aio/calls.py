@@ -60,7 +60,8 @@ class Calls:
         self._credentials = credentials(token, tls, allow_insecure)
         self._deadline_seconds = deadline_seconds
         self._retries = retries or RetryPolicy()
-        self._channel = aio_channel(address, self._credentials)
+        self._dialled = aio_channel(address, self._credentials)
+        self._closed = False
 
     @classmethod
     def of(cls, connection: Connection, *, deadline_seconds: float = 30.0, retries: RetryPolicy | None = None) -> Self:
@@ -82,8 +83,20 @@ class Calls:
         await self.close()
 
     async def close(self) -> None:
-        """Ends every call."""
-        await self._channel.close()
+        """Ends every call, and makes no more."""
+        self._closed = True
+        await self._dialled.close()
+
+    @property
+    def _channel(self) -> aio.Channel:
+        """What stubs are made of.
+
+        Raises:
+            HeadwayError: this client is closed.
+        """
+        if self._closed:
+            raise client_closed(self.address)
+        return self._dialled
 
     async def _unary(self, call: UnaryUnaryMultiCallable[_RequestT, _ResponseT], request: _RequestT) -> _ResponseT:
         retry = UnaryRetry(self._retries, request, self._deadline_seconds)

@@ -156,9 +156,13 @@ class OrganisationCalls(Calls):
         refused_only: bool = False,
         start_time: datetime | None = None,
         end_time: datetime | None = None,
+        newest_first: bool = False,
         page_size: int = 0,
     ) -> AsyncIterator[audit.AuditRecord]:
-        """Audit records in the order of their chain, fetched as they are consumed; what is set narrows them down."""
+        """Audit records in the order of their chain, or the newest first, fetched as they are consumed.
+
+        What else is set narrows them down.
+        """
         request = requests.list_audit_records(
             project=project,
             principal=principal,
@@ -167,6 +171,7 @@ class OrganisationCalls(Calls):
             refused_only=refused_only,
             start_time=start_time,
             end_time=end_time,
+            newest_first=newest_first,
             page_size=page_size,
         )
         async for page in self._pages(self._audit.ListAuditRecords, request):

@@ -53,7 +53,8 @@ class Calls:
         self._credentials = credentials(token, tls, allow_insecure)
         self._deadline_seconds = deadline_seconds
         self._retries = retries or RetryPolicy()
-        self._channel = sync_channel(address, self._credentials)
+        self._dialled = sync_channel(address, self._credentials)
+        self._closed = False
 
     @classmethod
     def of(cls, connection: Connection, *, deadline_seconds: float = 30.0, retries: RetryPolicy | None = None) -> Self:
@@ -75,8 +76,21 @@ class Calls:
         self.close()
 
     def close(self) -> None:
-        """Ends every call."""
-        self._channel.close()
+        """Ends every call, and makes no more."""
+        self._closed = True
+        self._dialled.close()
+
+    @property
+    def _channel(self) -> grpc.Channel:
+        """What stubs are made of.
+
+        Raises:
+            HeadwayError: this client is closed.
+        """
+        # Whoever makes a stub of a closed channel brings the whole process down.
+        if self._closed:
+            raise client_closed(self.address)
+        return self._dialled
 
     def _unary(self, call: UnaryUnaryMultiCallable[_RequestT, _ResponseT], request: _RequestT) -> _ResponseT:
         retry = UnaryRetry(self._retries, request, self._deadline_seconds)

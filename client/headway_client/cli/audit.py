@@ -32,15 +32,17 @@ def audit_list(
     refused: Annotated[bool, typer.Option("--refused", help="Only calls that were refused.")] = False,
     since: Time = None,
     until: Time = None,
-    after: Annotated[int, typer.Option(min=0, help="Only records after this place in the chain.")] = 0,
+    after: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Only records after this place in the chain.")] = 0,
+    newest_first: Annotated[bool, typer.Option("--newest-first", help="Begin with the newest record.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="The most records to list.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Lists audit records in the order of their chain; with --json a line each.
+    """Lists audit records in the order of their chain, or the newest first; with --json a line each.
 
     \b
     Examples:
       headway audit list --project support --since 2026-01-01
+      headway audit list --newest-first --limit 20
       headway audit list --refused --json | jq -r '[.principal, .method, .reason] | @tsv'
     """
     with connected() as client:
@@ -52,6 +54,7 @@ def audit_list(
             refused_only=refused,
             start_time=since and since.replace(tzinfo=UTC),
             end_time=until and until.replace(tzinfo=UTC),
+            newest_first=newest_first,
             page_size=min(limit, 1000),
         )
         if as_json:

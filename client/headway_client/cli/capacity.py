@@ -92,7 +92,7 @@ def quota_set(
 def _limit(text: str) -> tuple[str, int]:
     kind, _, number = text.rpartition("=")
     if not kind or not number.isascii() or not number.isdigit() or len(number) > 9:
-        raise InputError(f"KIND=NUMBER: {text} is no limit; expected a kind and a whole number, such as h200=8")
+        raise InputError(f"KIND=NUMBER: {text} is no limit; expected a kind and a whole number up to 1,000,000, such as h200=8")
     return kind, int(number)
 
 

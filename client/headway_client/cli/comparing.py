@@ -13,6 +13,9 @@ from headway_client.cli.session import connected, connecting
 if TYPE_CHECKING:
     from google.protobuf.struct_pb2 import Value
 
+_WHOLE_MAX = 2**53
+"""Up to here a double has every whole number, so it may have been one."""
+
 job_set = typer.Typer(no_args_is_help=True, help="Groupings of jobs, as those who submitted them chose.")
 
 
@@ -39,13 +42,23 @@ def diff(
         (DiffSection.Name(one.section).removeprefix("DIFF_SECTION_").lower(), one.path, _said(one.left), _said(one.right))
         for one in found
     ]
-    print_table(("PART", "FIELD", job[:8], other[:8]), rows, "the two jobs do not differ")
+    print_table(("PART", "FIELD", _short(job), _short(other)), rows, "the two jobs do not differ")
+
+
+def _short(job_id: str) -> str:
+    # Ids begin with the time they were made at, so those of jobs that are compared begin alike.
+    return f"…{job_id[-8:]}"
 
 
 def _said(value: Value) -> str:
     from google.protobuf.json_format import MessageToJson
 
-    return "" if value.WhichOneof("kind") in (None, "null_value") else MessageToJson(value, indent=None, ensure_ascii=False)
+    kind, number = value.WhichOneof("kind"), value.number_value
+    if kind in (None, "null_value"):
+        return ""
+    if kind == "number_value" and number.is_integer() and abs(number) <= _WHOLE_MAX:
+        return str(int(number))
+    return MessageToJson(value, indent=None, ensure_ascii=False)
 
 
 @job_set.command("get")

@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     INVALID = 2
     """The command, the file or the request is not valid."""
     NOT_FOUND = 3
-    """Something named does not exist."""
+    """Something named does not exist, or no job matched."""
     REFUSED = 4
     """The state of things, the caller's role or a limit does not allow it, or a name or request id is taken."""
     UNAVAILABLE = 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from dataclasses import asdict, dataclass, field
@@ -79,6 +80,10 @@ def describe(error: Exception) -> Report:
 
 def _describe_call(error: HeadwayError) -> Report:
     hint = _HINTS.get(error.reason) or (_HINTS.get(error.code.name, "") if not error.reason else "")
+    if error.reason == "PERMISSION_DENIED" and (project := error.metadata.get("project")):
+        hint += f", `headway member list -p {project}` whom to ask"
+    if any(command in error.message for command in re.findall("`.*?`", hint)):
+        hint = ""  # the message has said it
     if error.reason == "INTERNAL" and (trace_id := error.metadata.get("trace_id")):
         hint = f"its trace is {trace_id}"
     if error.retry_after_seconds is not None:

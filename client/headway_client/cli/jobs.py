@@ -218,7 +218,10 @@ def logs(
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes until the job ends.")] = False,
     level: Annotated[
-        str, typer.Option(help="Only lines at least this serious: debug, info, warning, error.", show_default=False)
+        str,
+        typer.Option(
+            help="Only lines at least this serious: debug, info, warning, error; and no measurements.", show_default=False
+        ),
     ] = "",
     attempt: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Only of this attempt; 0: of all.")] = 0,
     source: Annotated[str, typer.Option(help="Only lines from here, such as runner, agent or stderr.")] = "",

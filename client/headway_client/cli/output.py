@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor import FieldDescriptor
     from google.protobuf.message import Message
 
 
@@ -18,17 +19,22 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def as_plain(message: Message) -> dict[str, Any]:
-    """The message as it would stand in a job file: unlike proto3's JSON, a 64-bit number is a number."""
-    from google.protobuf.message import Message
+    """The message as it would stand in a job file: unlike proto3's JSON, a 64-bit number is a number and an enum a word."""
+    return {field.name: _plain_field(value, field) for field, value in message.ListFields()}
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Message):
-            return as_plain(value)
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return value if isinstance(value, str | int | float | bool) else [plain(item) for item in value]
 
-    return {field.name: plain(value) for field, value in message.ListFields()}
+def _plain_field(value: Any, field: FieldDescriptor) -> Any:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return {key: _plain(item, field.message_type.fields_by_name["value"]) for key, item in value.items()}
+    return [_plain(item, field) for item in value] if field.is_repeated else _plain(value, field)
+
+
+def _plain(value: Any, field: FieldDescriptor) -> Any:
+    from headway_client.yaml_nodes import enum_word
+
+    if field.enum_type is not None:
+        return enum_word(field.enum_type, value)
+    return as_plain(value) if field.message_type is not None else value
 
 
 def print_json(content: Mapping[str, Any]) -> None:

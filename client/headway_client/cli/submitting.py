@@ -101,13 +101,16 @@ def submit_batch(
 
 
 def _placed(error: HeadwayError, entries: Sequence[BatchEntry]) -> HeadwayError:
-    """The same error, whose violations name files instead of numbers."""
+    """The same error, which names files instead of numbers."""
     from headway_client.batch_file import with_places
     from headway_client.errors import FieldViolation, HeadwayError
 
-    sentence, _ = error.faults
-    violations = [FieldViolation(with_places(one.field, entries), one.description) for one in error.violations]
-    return HeadwayError(error.code, sentence, reason=error.reason, metadata=error.metadata, violations=violations)
+    message, violations = error.message, list[FieldViolation]()
+    for one in error.violations:
+        place = with_places(one.field, entries)
+        message = message.replace(f"{one.field}: ", f"{place}: ")
+        violations.append(FieldViolation(place, one.description))
+    return HeadwayError(error.code, message, reason=error.reason, metadata=error.metadata, violations=violations)
 
 
 def _print_batch(response: BatchSubmitJobsResponse, entries: Sequence[BatchEntry], as_json: bool) -> None:

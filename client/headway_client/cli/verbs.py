@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
 from headway_client.cli.exit_codes import ExitCode
-from headway_client.cli.failures import InputError
+from headway_client.cli.failures import InputError, Report, show
 from headway_client.cli.options import AsJson, JobId, JobSet, Reason, RequestId
 from headway_client.cli.output import as_dict, print_json, print_table
 from headway_client.cli.session import connected, connecting
@@ -19,6 +22,16 @@ if TYPE_CHECKING:
     from headway.jobs.v1.job_pb2 import Job
     from headway.jobs.v1.job_service_pb2 import JobSelection, SelectionOutcome
     from headway.jobs.v1.job_spec_pb2 import JobSpec
+    from headway_client.client import Client
+
+    class _AskOne(Protocol):
+        def __call__(self, job_id: str, /, *, reason: str, request_id: str | None) -> Job: ...
+
+    class _AskMany(Protocol):
+        def __call__(self, selection: JobSelection, /, *, reason: str, request_id: str | None) -> SelectionOutcome: ...
+
+    _Ask = tuple[_AskOne, _AskMany]
+    """How a client asks for a verb: of one job, and of a selection."""
 
 Jobs = Annotated[
     list[str] | None, typer.Argument(metavar="[JOB...]", help="The jobs' ids; or --job-set or --filter.", show_default=False)
@@ -30,16 +43,26 @@ InProject = Annotated[
 ]
 
 
-@connecting
-def cancel(
-    jobs: Jobs = None,
-    job_set: OfJobSet = "",
-    filter_: Filter = "",
-    project: InProject = "",
-    reason: Reason = "",
-    request_id: RequestId = None,
-    as_json: AsJson = False,
-) -> None:
+def _verb(ask: Callable[[Client], _Ask]) -> Callable[..., None]:
+    """The command that asks for a verb, of one job or of many; it has the name and the help of `ask`."""
+
+    def command(
+        jobs: Jobs = None,
+        job_set: OfJobSet = "",
+        filter_: Filter = "",
+        project: InProject = "",
+        reason: Reason = "",
+        request_id: RequestId = None,
+        as_json: AsJson = False,
+    ) -> None:
+        _steer(ask.__name__, ask, _selection(jobs, job_set, filter_, project), reason, request_id, as_json)
+
+    command.__name__, command.__doc__ = ask.__name__, ask.__doc__
+    return connecting(command)
+
+
+@_verb
+def cancel(client: Client) -> _Ask:
     """Asks jobs to stop. What they hold is given back; what they have stored stays.
 
     \b
@@ -49,24 +72,11 @@ def cancel(
       headway cancel --job-set sweep -p support --reason "wrong dataset"
       headway cancel --filter 'state = QUEUED AND priority < 100' -p support --reason "budget"
     """
-    one, many = _selected(jobs, job_set, filter_, project)
-    with connected(span="headway cancel") as client:
-        if one:
-            _print_job(client.cancel_job(one, reason=reason, request_id=request_id), as_json)
-        else:
-            _print_outcome(client.cancel_jobs(many, reason=reason, request_id=request_id), as_json)
+    return client.cancel_job, client.cancel_jobs
 
 
-@connecting
-def pause(
-    jobs: Jobs = None,
-    job_set: OfJobSet = "",
-    filter_: Filter = "",
-    project: InProject = "",
-    reason: Reason = "",
-    request_id: RequestId = None,
-    as_json: AsJson = False,
-) -> None:
+@_verb
+def pause(client: Client) -> _Ask:
     """Asks jobs to hold still: at a checkpoint, without a lease, until they are resumed.
 
     \b
@@ -74,24 +84,11 @@ def pause(
       headway pause 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11
       headway pause --job-set sweep -p support
     """
-    one, many = _selected(jobs, job_set, filter_, project)
-    with connected(span="headway pause") as client:
-        if one:
-            _print_job(client.pause_job(one, reason=reason, request_id=request_id), as_json)
-        else:
-            _print_outcome(client.pause_jobs(many, reason=reason, request_id=request_id), as_json)
+    return client.pause_job, client.pause_jobs
 
 
-@connecting
-def resume(
-    jobs: Jobs = None,
-    job_set: OfJobSet = "",
-    filter_: Filter = "",
-    project: InProject = "",
-    reason: Reason = "",
-    request_id: RequestId = None,
-    as_json: AsJson = False,
-) -> None:
+@_verb
+def resume(client: Client) -> _Ask:
     """Lets paused jobs go on, from their checkpoint if they have one.
 
     \b
@@ -99,36 +96,18 @@ def resume(
       headway resume 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11
       headway resume --job-set sweep -p support
     """
-    one, many = _selected(jobs, job_set, filter_, project)
-    with connected(span="headway resume") as client:
-        if one:
-            _print_job(client.resume_job(one, reason=reason, request_id=request_id), as_json)
-        else:
-            _print_outcome(client.resume_jobs(many, reason=reason, request_id=request_id), as_json)
+    return client.resume_job, client.resume_jobs
 
 
-@connecting
-def preempt(
-    jobs: Jobs = None,
-    job_set: OfJobSet = "",
-    filter_: Filter = "",
-    project: InProject = "",
-    reason: Reason = "",
-    request_id: RequestId = None,
-    as_json: AsJson = False,
-) -> None:
+@_verb
+def preempt(client: Client) -> _Ask:
     """Takes running jobs' leases: each checkpoints, gives its lease back and asks for a new one in its turn.
 
     \b
     Examples:
       headway preempt 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11 --reason "the machine is needed"
     """
-    one, many = _selected(jobs, job_set, filter_, project)
-    with connected(span="headway preempt") as client:
-        if one:
-            _print_job(client.preempt_job(one, reason=reason, request_id=request_id), as_json)
-        else:
-            _print_outcome(client.preempt_jobs(many, reason=reason, request_id=request_id), as_json)
+    return client.preempt_job, client.preempt_jobs
 
 
 @connecting
@@ -149,12 +128,11 @@ def reprioritize(
       headway reprioritize 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11 --priority 800
       headway reprioritize --job-set sweep -p support --priority 100
     """
-    one, many = _selected(jobs, job_set, filter_, project)
-    with connected(span="headway reprioritize") as client:
-        if one:
-            _print_job(client.reprioritize_job(one, priority, reason=reason, request_id=request_id), as_json)
-        else:
-            _print_outcome(client.reprioritize_jobs(many, priority, reason=reason, request_id=request_id), as_json)
+
+    def ask(client: Client) -> _Ask:
+        return partial(client.reprioritize_job, priority=priority), partial(client.reprioritize_jobs, priority=priority)
+
+    _steer("reprioritize", ask, _selection(jobs, job_set, filter_, project), reason, request_id, as_json)
 
 
 @connecting
@@ -220,18 +198,49 @@ def rerun(
         print(f"submitted {found.job_id}, a rerun of {found.rerun_of}\n  headway watch {found.job_id}")
 
 
-def _selected(jobs: list[str] | None, job_set: str, filter_: str, project: str) -> tuple[str, JobSelection]:
-    """One job's id, or the selection of many."""
+def _selection(jobs: list[str] | None, job_set: str, filter_: str, project: str) -> JobSelection:
+    """The jobs that the options name."""
     from headway.jobs.v1.job_service_pb2 import JobSelection
+    from headway_client.arguments import build
 
     named = list(jobs or ())
     if sum(map(bool, (named, job_set, filter_))) != 1:
         raise InputError("JOB: which jobs? expected one of job ids, --job-set and --filter")
     if named:
-        return (named[0], JobSelection()) if len(named) == 1 else ("", JobSelection(job_ids=named))
+        return build(JobSelection, job_ids=named)
     if not project:
         raise InputError("--project: is absent; expected it with --job-set and --filter, or as HEADWAY_PROJECT")
-    return "", JobSelection(job_set=job_set, filter=filter_, project=project)
+    return build(JobSelection, job_set=job_set, filter=filter_, project=project)
+
+
+def _steer(
+    verb: str, ask: Callable[[Client], _Ask], selection: JobSelection, reason: str, request_id: str | None, as_json: bool
+) -> None:
+    """Asks for a verb. One job that is named is no selection: what refuses it is the command's error."""
+    with connected(span=f"headway {verb}") as client:
+        one, many = ask(client)
+        if len(selection.job_ids) == 1:
+            _print_job(one(selection.job_ids[0], reason=reason, request_id=request_id), as_json)
+            return
+        outcome = many(selection, reason=reason, request_id=request_id)
+    _print_outcome(outcome, as_json)
+    if not outcome.outcomes:
+        show(_nothing_matched(verb, selection), as_json)
+        raise typer.Exit(ExitCode.NOT_FOUND)
+    if any(job.HasField("status") for job in outcome.outcomes):
+        raise typer.Exit(ExitCode.REFUSED)
+
+
+def _nothing_matched(verb: str, selection: JobSelection) -> Report:
+    """Jobs whose state makes the verb pointless do not match either."""
+    where = f"job set {selection.job_set}" if selection.job_set else "what the filter finds"
+    filter_ = selection.filter or f'job_set = "{selection.job_set}"'
+    return Report(
+        ExitCode.NOT_FOUND,
+        "NOT_FOUND",
+        f"no job matched: {where} in project {selection.project} has none to {verb}",
+        hint=f"`headway jobs -p {selection.project} --filter {shlex.quote(filter_)}` lists what there is, in whatever state",
+    )
 
 
 def _changed(changes: Iterable[str], file: Path | None, fields: Iterable[str]) -> tuple[JobSpec | None, list[str]]:
@@ -268,16 +277,14 @@ def _print_job(job: Job, as_json: bool) -> None:
 
 
 def _print_outcome(outcome: SelectionOutcome, as_json: bool) -> None:
-    """The fate of every job; exits with REFUSED when some of those named were refused."""
-    refused = [one for one in outcome.outcomes if one.HasField("status")]
+    """The fate of every job."""
     if as_json:
         print_json({"outcome": as_dict(outcome)})
-    else:
+    elif outcome.outcomes:
         from headway_client.watching.view import state_name
 
         rows = [(one.job_id, state_name(one.state) if one.state else "", one.status.message) for one in outcome.outcomes]
-        print_table(("JOB", "STATE", "REFUSED BECAUSE"), rows, "no job is concerned")
+        print_table(("JOB", "STATE", "REFUSED BECAUSE"), rows, "")
+        refused_count = sum(one.HasField("status") for one in outcome.outcomes)
         more = "; more match: repeat the command" if outcome.more else ""
-        print(f"{outcome.changed_count} changed, {len(refused)} refused{more}")
-    if refused:
-        raise typer.Exit(ExitCode.REFUSED)
+        print(f"{outcome.changed_count} changed, {refused_count} refused{more}")

@@ -351,6 +351,8 @@ async def test_the_log_is_filtered_and_paged(api: Api) -> None:
         assert expected
         for size in (1, 5, 1_000):
             assert [record.position for record in await _listed(api, page_size=size, **fields)] == expected, (fields, size)
+            newest_first = await _listed(api, page_size=size, newest_first=True, **fields)
+            assert [record.position for record in newest_first] == expected[::-1], (fields, size)
 
 
 async def test_a_token_of_the_log_is_good_for_its_caller_and_query_only(api: Api) -> None:
@@ -362,6 +364,7 @@ async def test_a_token_of_the_log_is_good_for_its_caller_and_query_only(api: Api
     for caller, request in (
         (auditor, pb.ListAuditRecordsRequest(page_size=1, page_token=token)),
         (api, pb.ListAuditRecordsRequest(page_size=1, page_token=token, refused_only=True)),
+        (api, pb.ListAuditRecordsRequest(page_size=1, page_token=token, newest_first=True)),
         (api, pb.ListAuditRecordsRequest(page_size=1, page_token=token[:-1] + ("A" if token[-1] != "A" else "B"))),
         (api, pb.ListAuditRecordsRequest(page_size=1, page_token="x" * 1_000_000)),
     ):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headway_client.cli.exit_codes import ExitCode
+from tests.integration.control_plane.callers import PROJECT
 from tests.integration.control_plane.conftest import Api
 
 
@@ -77,6 +78,10 @@ async def test_the_audit_log_is_verified_from_outside_and_a_change_is_found(api:
     assert code == ExitCode.OK
     made = [record["object"] for record in records if record["method"].endswith("/CreateProject")]
     assert made[-3:] == ["one", "two", "three"]
+    code, output, _ = await admin.run("audit", "list", "--json", "--newest-first", "--limit", str(len(records)))
+    positions = [int(json.loads(line)["position"]) for line in output.splitlines()]
+    assert positions == sorted(positions, reverse=True)
+    assert positions[0] >= int(records[-1]["position"])
     again = await admin.json("audit", "verify", "--expect-head", noted)
     assert again["position"] >= int(noted.partition(":")[0])
     forged = f"{noted.partition(':')[0]}:{'0' * 64}"
@@ -98,3 +103,44 @@ async def _linked(admin: CommandLine) -> str:
             found = await admin.json("audit", "verify")
             if found["position"] >= 3:
                 return found["head"]
+
+
+async def test_a_refusal_is_told_once_with_the_role_and_the_project(api: Api, tmp_path: Path) -> None:
+    admin = CommandLine(api, tmp_path, api.token)
+    viewer = CommandLine(api, tmp_path, (await api.acting_as("VIEWER")).token)
+    job = await api.submit(await api.inputs())
+    await admin.json("cancel", job.job_id)
+    (tmp_path / "job.yaml").write_text(
+        "spec: {fine_tune: {base_model: nothing, dataset: {name: nowhere}, output_model: out}}", encoding="utf-8"
+    )
+    refused, final, absent, one_absent = await asyncio.gather(
+        viewer.run("submit", "job.yaml", "-p", PROJECT),
+        admin.run("cancel", job.job_id),
+        admin.run("submit", "job.yaml", "-p", PROJECT),
+        admin.run("rerun", job.job_id, "--set", "fine_tune.base_model=nothing"),
+    )
+    assert refused[2].splitlines() == [
+        "headway: your role does not allow headway.jobs.v1.JobService/SubmitJob: expected role SUBMITTER or MAINTAINER in "
+        f"project {PROJECT}, or ORG_ADMIN in the organisation; ask whoever manages the project's members",
+        f"  `headway whoami` shows what you may do, `headway member list -p {PROJECT}` whom to ask",
+    ]
+    [said] = final[2].splitlines()
+    assert said.startswith("headway: cannot cancel a job that is CANCELLED; expected")
+    sentence, *faults = absent[2].splitlines()
+    assert sentence == "headway: the spec names what is not there"
+    assert [fault.split(":")[0].strip() for fault in faults] == ["spec.fine_tune.base_model", "spec.fine_tune.dataset.name"]
+    [said] = one_absent[2].splitlines()
+    assert "is 'nothing', which is no base model here; register it with `headway base-model add`" in said
+    assert [code for code, _, _ in (refused, final, absent, one_absent)] == [4, 4, 3, 3]
+
+
+async def test_a_project_without_quota_is_said_what_that_means(api: Api, tmp_path: Path) -> None:
+    code, _, errors = await CommandLine(api, tmp_path, api.token).run("quota", "get", PROJECT)
+    assert code == ExitCode.NOT_FOUND
+    [said] = errors.splitlines()
+    assert said.endswith(f"it may use whatever is free; set one with SetQuota, or `headway quota set {PROJECT} KIND=NUMBER`")
+
+
+async def test_text_that_is_none_is_the_callers_fault(api: Api, tmp_path: Path) -> None:
+    code, _, errors = await CommandLine(api, tmp_path, api.token).run("get", "\udcff")
+    assert (code, errors) == (2, "headway: job_id: has '\\udcff' at position 0, which is no character; expected text\n")

@@ -73,7 +73,7 @@ async def test_a_running_job_is_told_to_pause_and_is_paused_when_it_says_so(serv
     for _ in range(2):
         assert (await server.attempts.ConfirmPause(confirm)).state == job_pb2.JOB_STATE_PAUSED
     [(lease_state, outcome)] = await server.sql("SELECT state, outcome FROM leases WHERE lease_id = :id", id=lease_id)
-    assert (lease_state, outcome) == ("ENDED", "preempted")
+    assert (lease_state, outcome) == ("ENDED", "paused")
     resumed = await call(server, "ResumeJob", job_id=job_id)
     assert resumed.job.state == job_pb2.JOB_STATE_RUNNING
     assert await server.signals(job_id) == [

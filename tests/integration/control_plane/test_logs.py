@@ -124,9 +124,11 @@ async def test_progress_is_streamed_without_the_lines(api: Api) -> None:
 async def test_lines_are_filtered_by_level(api: Api) -> None:
     job_id, _ = await api.leased()
     levels = [log_record_pb2.LOG_LEVEL_DEBUG, 0, log_record_pb2.LOG_LEVEL_WARNING, log_record_pb2.LOG_LEVEL_ERROR]
-    await _append(api, job_id, [[_line(number, level) for number, level in enumerate(levels, 1)]])
+    # A measurement has no level: it comes when none is asked for.
+    await _append(api, job_id, [[*(_line(number, level) for number, level in enumerate(levels, 1)), _step(5)]])
     for level, expected in [
-        (0, [1, 2, 3, 4]),
+        (0, [1, 2, 3, 4, 5]),
+        (log_record_pb2.LOG_LEVEL_DEBUG, [1, 2, 3, 4]),
         (log_record_pb2.LOG_LEVEL_INFO, [2, 3, 4]),
         (log_record_pb2.LOG_LEVEL_ERROR, [4]),
     ]:

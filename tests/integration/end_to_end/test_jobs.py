@@ -170,7 +170,7 @@ def test_a_pause_in_mid_training_costs_no_step_and_frees_the_accelerator(system:
         client.resume_job(job_id)
     job, events = system.finished(job_id), system.events(job_id)
     assert job.state == job_pb2.JOB_STATE_SUCCEEDED, job.failure
-    assert _outcomes(events) == ["preempted", "completed", "completed"]
+    assert _outcomes(events) == ["paused", "completed", "completed"]
     assert not [event for event in events if event.type == job_event_pb2.JOB_EVENT_TYPE_ATTEMPT_LOST]
     [resumed] = [event for event in events if event.type == job_event_pb2.JOB_EVENT_TYPE_RESUMED and event.attempt == 2]
     assert MessageToDict(resumed.detail)["step"] >= 2

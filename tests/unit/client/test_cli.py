@@ -22,42 +22,16 @@ from typer.testing import CliRunner
 from headway.jobs.v1 import job_pb2
 from headway.jobs.v1 import job_service_pb2 as jobs
 from headway_client.cli.app import build
+from headway_client.cli.failures import describe
 from headway_client.connection import NoAddressError, resolve
+from headway_client.errors import HeadwayError
+from tests.unit.client.command_line import headway
 from tests.unit.client.conftest import Serve
 from tests.unit.client.scripted_job import JOB_ID, ScriptedJob, at, script
 
 ROOT = Path(__file__).resolve().parents[3]
 JOB_FILE = ROOT / "examples" / "fine_tune.yaml"
 ID = "0b8f4c1e-3a5d-4f0e-8d4e-2f6a7b9c0d1e"
-
-
-class Run:
-    """One finished run of the command."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    def documents(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    def error(self) -> dict[str, Any]:
-        return json.loads(self.err)["error"]
-
-
-async def headway(*arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None) -> Run:
-    """The real command in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "headway_client.cli",
-        *arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=cwd,
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "120", **(environment or {})},
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return Run(process.returncode or 0, out.decode(), err.decode())
 
 
 class RefusingJob(ScriptedJob):
@@ -191,7 +165,6 @@ async def test_jobs_and_get_for_people_and_for_programs(serve: Serve) -> None:
         (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND", 3),
         (grpc.StatusCode.FAILED_PRECONDITION, "ILLEGAL_TRANSITION", 4),
         (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", 4),
-        (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE", 5),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", 5),
         (grpc.StatusCode.INTERNAL, "INTERNAL", 70),
     ],
@@ -202,6 +175,12 @@ async def test_exit_codes(serve: Serve, code: grpc.StatusCode, reason: str, exit
     assert (run.code, run.out) == (exit_code, "")
     error = run.error()
     assert (error["code"], error["reason"], error["metadata"]) == (code.name, reason, {"job_id": "j"})
+
+
+def test_what_is_tried_again_for_long_exits_as_what_does_not_answer() -> None:
+    # Without the ten seconds that the command takes.
+    away = HeadwayError(grpc.StatusCode.UNAVAILABLE, "the database does not answer", reason="DEPENDENCY_UNAVAILABLE")
+    assert describe(away).exit_code == 5
 
 
 async def test_every_field_violation_has_its_line(serve: Serve) -> None:
@@ -272,6 +251,9 @@ USAGE = [
     ("jobs", "-p", "p", "--state", "asleep"),
     ("jobs", "-p", "p", "--limit", "0"),
     ("logs", "j", "--level", "loud"),
+    ("logs", "j", "--attempt", "-1"),
+    ("audit", "list", "--after", str(2**63)),
+    ("token", "create", "n", "--role", "viewer", "--days", "nan"),
     ("quota", "set", "p", "h200"),
     ("quota", "set", "p", "h200=1", "h200=2"),
     ("quota", "set", "p", "h200=-1"),
@@ -322,6 +304,17 @@ async def test_every_command_is_in_the_reference_and_has_examples_and_json() -> 
     assert all(f"`headway {name}" in reference for name in names)
 
 
+def test_a_hint_says_only_what_the_message_does_not() -> None:
+    absent = HeadwayError(grpc.StatusCode.NOT_FOUND, "project p has no model 'm'", reason="MODEL_NOT_FOUND")
+    assert describe(absent).hint == "`headway models` lists a project's models"
+    told = HeadwayError(grpc.StatusCode.NOT_FOUND, "no model; list them with `headway models`", reason="MODEL_NOT_FOUND")
+    assert describe(told).hint == ""
+    denied = HeadwayError(
+        grpc.StatusCode.PERMISSION_DENIED, "no", reason="PERMISSION_DENIED", metadata={"role_required": "X", "project": "red"}
+    )
+    assert describe(denied).hint == "`headway whoami` shows what you may do, `headway member list -p red` whom to ask"
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, headway_client.cli.app as a; a.build([]); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -356,151 +349,3 @@ async def test_interrupting_a_watch_exits_with_130(serve: Serve) -> None:
     assert json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["event"]["sequence"] == "1"
     process.send_signal(2)
     assert await asyncio.wait_for(process.wait(), 30) == 130
-
-
-class OtherJobs(ScriptedJob):
-    """Takes batches and steers selections; remembers what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[Any] = []
-        self.tokens: list[str] = []
-
-    def _note(self, request: Any, context: aio.ServicerContext[Any, Any]) -> None:
-        self.asked.append(request)
-        shown = dict(context.invocation_metadata() or ())
-        self.tokens.append(str(shown.get("authorization", "")))
-
-    async def BatchSubmitJobs(  # noqa: N802  the generated name
-        self, request: jobs.BatchSubmitJobsRequest, context: aio.ServicerContext[Any, Any]
-    ) -> jobs.BatchSubmitJobsResponse:
-        self._note(request, context)
-        bad = [number for number, item in enumerate(request.items) if not item.spec.fine_tune.base_model]
-        faults = [f"items[{number}].spec.fine_tune.base_model" for number in bad]
-        if bad and not request.partial_success:
-            status = invalid(dict.fromkeys(faults, "is empty; expected a name"))
-            await context.abort_with_status(rpc_status.to_status(status))
-        refusal = invalid({"spec.fine_tune.base_model": "is empty; expected a name"})
-        results = [
-            jobs.BatchResult(status=refusal) if number in bad else jobs.BatchResult(job_id=f"job-{number}")
-            for number in range(len(request.items))
-        ]
-        return jobs.BatchSubmitJobsResponse(results=results, accepted_count=len(results) - len(bad))
-
-    async def CancelJob(  # noqa: N802  the generated name
-        self, request: jobs.CancelJobRequest, context: aio.ServicerContext[Any, Any]
-    ) -> jobs.CancelJobResponse:
-        self._note(request, context)
-        refused = jobs.JobOutcome(job_id="b", state=job_pb2.JOB_STATE_FAILED, status=invalid({}))
-        done = jobs.JobOutcome(job_id="a", state=job_pb2.JOB_STATE_CANCELLED)
-        named = bool(request.selection.job_ids)
-        outcome = jobs.SelectionOutcome(outcomes=[done, refused] if named else [done], changed_count=1, more=not named)
-        return jobs.CancelJobResponse(outcome=outcome)
-
-    async def RerunJob(  # noqa: N802  the generated name
-        self, request: jobs.RerunJobRequest, context: aio.ServicerContext[Any, Any]
-    ) -> jobs.RerunJobResponse:
-        self._note(request, context)
-        return jobs.RerunJobResponse(job=job_pb2.Job(job_id="new", rerun_of=request.job_id))
-
-    async def ListJobs(  # noqa: N802  the generated name
-        self, request: jobs.ListJobsRequest, context: aio.ServicerContext[Any, Any]
-    ) -> jobs.ListJobsResponse:
-        self._note(request, context)
-        return jobs.ListJobsResponse(jobs=[job_pb2.Job(job_id="a", project="p", state=job_pb2.JOB_STATE_PAUSED)])
-
-
-def invalid(fields: dict[str, str]) -> status_pb2.Status:
-    """As Headway says that a request is not valid: every fault in the sentence and in the details."""
-    listed = "; ".join(f"{field}: {text}" for field, text in fields.items())
-    status = status_pb2.Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=f"the request is not valid: {listed}")
-    violations = [{"field": field, "description": text} for field, text in fields.items()]
-    for detail in (
-        error_details_pb2.ErrorInfo(reason="INVALID_FIELD", domain="headway"),
-        error_details_pb2.BadRequest(field_violations=violations),
-    ):
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return status
-
-
-def lines_of(path: Path, *base_models: str) -> Path:
-    documents = [{"project": "p", "spec": {"fine_tune": {"base_model": name}}} for name in base_models]
-    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
-    return path
-
-
-async def test_a_batch_of_files_is_one_request(serve: Serve, tmp_path: Path) -> None:
-    servicer = OtherJobs()
-    address = await serve(servicer.register)
-    path = lines_of(tmp_path / "more.jsonl", "x", "y")
-    files = (str(JOB_FILE), str(path))
-    run = await headway("submit", "--batch", *files, "-p", "p", "--job-set", "sweep", "--address", address)
-    assert (run.code, run.err) == (0, "")
-    assert [line.split() for line in run.out.splitlines()] == [
-        ["job-0", str(JOB_FILE)],
-        ["job-1", f"{path}:1"],
-        ["job-2", f"{path}:2"],
-        ["3", "submitted,", "0", "refused"],
-    ]
-    (request,) = servicer.asked
-    assert (request.project, request.job_set, len(request.items), request.partial_success) == ("p", "sweep", 3, False)
-
-
-async def test_a_refused_batch_names_each_fault_once_by_file_and_line(serve: Serve, tmp_path: Path) -> None:
-    address = await serve(OtherJobs().register)
-    path = lines_of(tmp_path / "more.jsonl", "x", "", "")
-    run = await headway("submit", "--batch", str(path), "--address", address)
-    assert run.code == 2
-    assert run.err.splitlines() == [
-        "headway: the request is not valid",
-        f"  {path}:2: spec.fine_tune.base_model: is empty; expected a name",
-        f"  {path}:3: spec.fine_tune.base_model: is empty; expected a name",
-    ]
-    partly = await headway("submit", "--batch", "--partial", str(path), "--address", address)
-    assert partly.code == 2
-    assert "job-0" in partly.out
-    assert "1 submitted, 2 refused" in partly.out
-
-
-async def test_many_jobs_are_steered_by_set_and_by_id(serve: Serve) -> None:
-    servicer = OtherJobs()
-    address = await serve(servicer.register)
-    by_set, by_id = await asyncio.gather(
-        headway("cancel", "--job-set", "sweep", "-p", "p", "--reason", "budget", "--address", address),
-        headway("cancel", "a", "b", "--json", "--address", address),
-    )
-    assert (by_set.code, by_id.code) == (0, 4)
-    assert "1 changed, 0 refused; more match: repeat the command" in by_set.out
-    assert by_id.documents()[0]["outcome"]["changed_count"] == 1
-    selections = {tuple(request.selection.job_ids): request for request in servicer.asked}
-    assert (selections[()].selection.job_set, selections[()].reason) == ("sweep", "budget")
-    assert ("a", "b") in selections
-
-
-async def test_a_rerun_names_what_it_changes(serve: Serve) -> None:
-    servicer = OtherJobs()
-    address = await serve(servicer.register)
-    steps, rate = "fine_tune.training.steps", "fine_tune.training.learning_rate"
-    run = await headway("rerun", "old", "--set", f"{steps}=20", "--set", f"{rate}=5e-4", "--address", address)
-    assert (run.code, run.err) == (0, "")
-    (request,) = servicer.asked
-    assert list(request.spec_mask.paths) == [steps, rate]
-    assert (request.spec.fine_tune.training.steps, request.spec.fine_tune.training.learning_rate) == (20, 5e-4)
-
-
-async def test_jobs_of_every_project_are_listed_with_a_filter(serve: Serve, tmp_path: Path) -> None:
-    servicer = OtherJobs()
-    address = await serve(servicer.register)
-    (tmp_path / "token").write_text("secret\n")
-    query = ("--filter", "state = PAUSED", "--order-by", "priority desc")
-    run = await headway(
-        "jobs", "--all-projects", *query, "--address", address, "--token-file", str(tmp_path / "token"), cwd=tmp_path
-    )
-    assert run.out.splitlines()[1].split()[:3] == ["p", "a", "-"]
-    (request,) = servicer.asked
-    assert (request.project, request.filter, request.order_by) == ("", "state = PAUSED", "priority desc")
-    assert servicer.tokens == ["Bearer secret"]
-    nowhere = await headway("jobs", "--address", address)
-    assert nowhere.code == 2

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -24,8 +25,8 @@ from headway.jobs.v1 import job_pb2, job_service_pb2_grpc, job_spec_pb2
 from headway.jobs.v1 import job_service_pb2 as jobs
 from headway_client.aio_client import AsyncClient
 from headway_client.client import Client
-from headway_client.errors import FieldViolation, HeadwayError, from_status
-from headway_client.retries import RetryPolicy, is_safe_to_repeat
+from headway_client.errors import FieldViolation, HeadwayError, Precondition, QuotaViolation, from_rpc_error, from_status
+from headway_client.retries import RetryPolicy, backoff, is_safe_to_repeat
 from tests.unit.client.conftest import Serve
 from tests.unit.client.servicers import PartialJobServicer
 
@@ -134,6 +135,12 @@ async def test_a_retry_comes_back_after_the_attempts_are_used_up(serve: Serve) -
         await asyncio.to_thread(client.get_job, "j")
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     assert len(servicer.requests) == QUICK.attempts_max
+
+
+def test_a_call_is_tried_for_longer_than_a_control_plane_takes_to_come_back() -> None:
+    policy = RetryPolicy()
+    for _ in range(20):
+        assert 6 < sum(islice(backoff(policy), policy.attempts_max - 1)) < 14
 
 
 @pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c not in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)])
@@ -324,3 +331,49 @@ def test_a_status_inside_an_answer_is_read_like_an_error() -> None:
     error = from_status(limited("TOO_MANY_CALLS", 1.5))
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
     assert error.retry_after_seconds == 1.5
+
+
+def test_a_fault_that_is_the_sentence_is_not_told_again() -> None:
+    sentence = "cannot cancel a job that is FAILED; expected it to be RUNNING"
+    conditions = [Precondition("STATE", "FAILED", sentence)]
+    error = HeadwayError(grpc.StatusCode.FAILED_PRECONDITION, sentence, reason="ILLEGAL_TRANSITION", preconditions=conditions)
+    assert str(error) == f"{sentence} [ILLEGAL_TRANSITION]"
+    quotas = [QuotaViolation("service:a", "too many calls"), QuotaViolation("project p", "2,000 a second")]
+    limited_twice = HeadwayError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls", reason="RATE_LIMITED", quotas=quotas)
+    assert str(limited_twice) == "too many calls [RATE_LIMITED]\n  project p: 2,000 a second"
+
+
+def test_a_list_of_faults_that_was_cut_is_told_by_its_details() -> None:
+    faults = [FieldViolation("a", "is 0; expected 1"), FieldViolation("b", "is empty; expected a name")]
+    cut = "the request is not valid: a: is 0; expected 1; b: is emp..."
+    error = HeadwayError(grpc.StatusCode.INVALID_ARGUMENT, cut, reason="INVALID_FIELD", violations=faults)
+    assert error.faults == ("the request is not valid", ["a: is 0; expected 1", "b: is empty; expected a name"])
+
+
+async def test_a_request_beyond_what_the_server_takes_at_all_is_refused_as_its_own_refusals_are(serve: Serve) -> None:
+    address = await serve(Jobs().register)
+
+    async def submitted(client: AsyncClient) -> HeadwayError:
+        with pytest.raises(HeadwayError) as caught:
+            await client.submit_job("p", SPEC, name="x" * 5_000_000)
+        return caught.value
+
+    def submit(client: Client) -> HeadwayError:
+        with pytest.raises(HeadwayError) as caught:
+            client.submit_job("p", SPEC, name="x" * 5_000_000)
+        return caught.value
+
+    for error in await both(address, submit, submitted):
+        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE")
+        assert error.metadata["maximum"] == str(4 * 2**20)
+        assert int(error.metadata["bytes"]) > 5_000_000
+        assert "takes no message of more than 4,194,304" in error.message
+        assert error.message.endswith("send less or split it")
+
+
+def test_an_answer_beyond_what_the_client_takes_says_what_to_do() -> None:
+    details = "CLIENT: Received message larger than max (40000000 vs. 33554432)"
+    refused = aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, aio.Metadata(), aio.Metadata(), details)
+    error = from_rpc_error(refused, "a:1")
+    assert error.message.startswith("the answer has 40,000,000 bytes; this client takes at most 33,554,432, ask for less")
+    assert error.reason == ""

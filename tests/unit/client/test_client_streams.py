@@ -111,7 +111,11 @@ async def test_sync_stream_broken_after_each_message_equals_the_unbroken_one(ser
 async def test_connection_reset_after_each_message_loses_and_repeats_nothing(
     serve: Serve, cutting_proxy: Callable[[str], Awaitable[tuple[CuttingProxy, str]]]
 ) -> None:
-    proxy, address = await cutting_proxy(await serve(Events().register))
+    async def goes_on_elsewhere(_context: aio.ServicerContext[Any, Any]) -> None:
+        """What follows is not sent before the cut, which could otherwise come too late."""
+        await asyncio.Event().wait()
+
+    proxy, address = await cutting_proxy(await serve(Events(goes_on_elsewhere).register))
     received: list[jobs.WatchEventsResponse] = []
     async with AsyncClient(address, retries=QUICK) as client:
         async for batch in client.watch_events(job_id="j"):

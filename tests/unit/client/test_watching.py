@@ -15,6 +15,7 @@ from headway_client.aio_client import AsyncClient
 from headway_client.connection import Connection
 from headway_client.errors import HeadwayError
 from headway_client.watching.follow import follow, watch_as_json, watch_on_console
+from headway_client.watching.plain import event_line
 from headway_client.watching.render import LiveView, render_outcome
 from headway_client.watching.result import job_result
 from headway_client.watching.view import JobView, Standing
@@ -66,6 +67,12 @@ async def test_the_end_of_one_lease_does_not_end_the_wait_for_another() -> None:
     assert view.lease_phase == EVALUATE
     view.apply_event(events.JobEvent(type=events.JOB_EVENT_TYPE_PHASE_STARTED, phase=EVALUATE, time=at(41)))
     assert not view.waits
+
+
+def test_a_lease_that_ended_for_a_pause_says_so() -> None:
+    detail = structure({"outcome": "paused", "reason": "PAUSED: the job is to pause", "accelerator_seconds": 12.5})
+    ended = events.JobEvent(type=events.JOB_EVENT_TYPE_LEASE_ENDED, phase=TRAIN, time=at(40), detail=detail)
+    assert event_line(ended).endswith("train: lease ended, paused, 12.5 accelerator-seconds")
 
 
 async def test_training_shows_step_loss_speed_and_what_is_left() -> None:

@@ -10,6 +10,8 @@ from control_plane.call import Call, serve_call
 from control_plane.errors import Reason, RefusedError
 from control_plane.identity.principal import CredentialKind, Principal, Role
 from control_plane.identity.roles import MEMBER_ROLES, TOKEN_ROLES, require_may_give, role_number, role_of
+from control_plane.rpc.authorization import denied
+from control_plane.rpc.policy import POLICY
 from headway.projects.v1 import project_service_pb2 as pb
 
 # By the giver's role in the project, what they may give and take there. Nobody but an admin gives anything in the organisation.
@@ -59,3 +61,34 @@ def test_every_role_is_in_the_contract_and_only_fitting_ones_are_taken() -> None
     for number in (0, 99, -1, 2**31 - 1):
         with pytest.raises(RefusedError, match="role: is"):
             role_of(number, "role", MEMBER_ROLES[True])
+
+
+@pytest.mark.parametrize(
+    ("method", "project", "of_organisation", "expected"),
+    [
+        (
+            "jobs.v1.JobService/SubmitJob",
+            "red",
+            False,
+            "SUBMITTER or MAINTAINER in project red, or ORG_ADMIN in the organisation;",
+        ),
+        ("quotas.v1.QuotaService/SetQuota", "red", False, "ORG_ADMIN in the organisation;"),
+        (
+            "audit.v1.AuditService/ListAuditRecords",
+            "",
+            False,
+            "MAINTAINER in a project, or ORG_ADMIN or AUDITOR in the organisation;",
+        ),
+        ("identity.v1.IdentityService/CreateToken", "", True, "ORG_ADMIN in the organisation;"),
+    ],
+)
+def test_a_refusal_names_the_roles_that_would_do_and_where_they_are_held(
+    method: str, project: str, of_organisation: bool, expected: str
+) -> None:
+    name = f"headway.{method}"
+    call = Call(name, holder(Role.VIEWER))
+    call.project = project
+    refusal = denied(name, POLICY[name], call, of_organisation=of_organisation)
+    assert f"expected role {expected}" in refusal.message
+    assert refusal.metadata["project"] == project
+    assert ("MAINTAINER" in refusal.metadata["role_required"]) is ("MAINTAINER" in expected)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from control_plane.jobs.planning import plan, to_proto
+from control_plane.jobs.resolve import inputs_of
 from control_plane.jobs.spec import SPEC_TYPES, ProjectName, default_name
 from control_plane.jobs.spec_wire import spec_from_proto, spec_to_proto
 from control_plane.jobs.specs.auto import AUTO_FIELDS
@@ -34,6 +35,14 @@ def test_an_example_is_legal_and_can_be_planned(path: Path) -> None:
     assert request.name
     assert default_name(spec).startswith(f"{spec.type} support-assistant")
     assert to_proto(plan(spec, {}, None)).phases
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_what_an_example_needs_to_be_registered_is_said_beside_it(path: Path) -> None:
+    text = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    for _, reference in inputs_of(spec_from_proto(read_job_file(path).spec)):
+        assert f"`{reference.name}`" in text
+        assert not reference.alias or f"alias `{reference.alias}`" in text
 
 
 def test_the_reference_names_every_type_every_choice_and_everything_that_can_be_searched() -> None:

@@ -281,9 +281,9 @@ class ReleaseLeaseRequest(_message.Message):
     job_id: _builtins.str
     """The job."""
     outcome: _builtins.str
-    """How the work under it ended: "completed", "failed", "cancelled", "lost", "preempted"."""
+    """How the work under it ended: "completed", "failed", "cancelled", "lost", "preempted", "paused"."""
     reason: _builtins.str
-    """Why, when "lost" or "preempted"; up to 1,000 characters, for the event."""
+    """Why, when "lost", "preempted" or "paused"; up to 1,000 characters, for the event."""
     def __init__(
         self,
         *,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$headway/audit/v1/audit_service.proto\x12\x10headway.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x02\n\x0b\x41uditRecord\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\x12\x0e\n\x06object\x18\x05 \x01(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x10\n\x08trace_id\x18\t \x01(\t\x12\x0c\n\x04peer\x18\n \x01(\t\x12\r\n\x05\x63ount\x18\x0b \x01(\x03\x12(\n\x04time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04leaf\x18\r \x01(\t\x12\x0c\n\x04hash\x18\x0e \x01(\t\x12\x11\n\trecord_id\x18\x0f \x01(\t\"\x80\x02\n\x17ListAuditRecordsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x04 \x01(\x03\x12\x14\n\x0crefused_only\x18\x05 \x01(\x08\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x18ListAuditRecordsResponse\x12.\n\x07records\x18\x01 \x03(\x0b\x32\x1d.headway.audit.v1.AuditRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13GetAuditHeadRequest\"6\n\x14GetAuditHeadResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\t2\xe2\x01\n\x0c\x41uditService\x12n\n\x10ListAuditRecords\x12).headway.audit.v1.ListAuditRecordsRequest\x1a*.headway.audit.v1.ListAuditRecordsResponse\"\x03\x90\x02\x01\x12\x62\n\x0cGetAuditHead\x12%.headway.audit.v1.GetAuditHeadRequest\x1a&.headway.audit.v1.GetAuditHeadResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$headway/audit/v1/audit_service.proto\x12\x10headway.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x02\n\x0b\x41uditRecord\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\x12\x0e\n\x06object\x18\x05 \x01(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x10\n\x08trace_id\x18\t \x01(\t\x12\x0c\n\x04peer\x18\n \x01(\t\x12\r\n\x05\x63ount\x18\x0b \x01(\x03\x12(\n\x04time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04leaf\x18\r \x01(\t\x12\x0c\n\x04hash\x18\x0e \x01(\t\x12\x11\n\trecord_id\x18\x0f \x01(\t\"\x96\x02\n\x17ListAuditRecordsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x16\n\x0e\x61\x66ter_position\x18\x04 \x01(\x03\x12\x14\n\x0crefused_only\x18\x05 \x01(\x08\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cnewest_first\x18\n \x01(\x08\"c\n\x18ListAuditRecordsResponse\x12.\n\x07records\x18\x01 \x03(\x0b\x32\x1d.headway.audit.v1.AuditRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13GetAuditHeadRequest\"6\n\x14GetAuditHeadResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\t2\xe2\x01\n\x0c\x41uditService\x12n\n\x10ListAuditRecords\x12).headway.audit.v1.ListAuditRecordsRequest\x1a*.headway.audit.v1.ListAuditRecordsResponse\"\x03\x90\x02\x01\x12\x62\n\x0cGetAuditHead\x12%.headway.audit.v1.GetAuditHeadRequest\x1a&.headway.audit.v1.GetAuditHeadResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,13 +39,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITRECORD']._serialized_start=92
   _globals['_AUDITRECORD']._serialized_end=377
   _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=380
-  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=636
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=638
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=737
-  _globals['_GETAUDITHEADREQUEST']._serialized_start=739
-  _globals['_GETAUDITHEADREQUEST']._serialized_end=760
-  _globals['_GETAUDITHEADRESPONSE']._serialized_start=762
-  _globals['_GETAUDITHEADRESPONSE']._serialized_end=816
-  _globals['_AUDITSERVICE']._serialized_start=819
-  _globals['_AUDITSERVICE']._serialized_end=1045
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=658
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=660
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=759
+  _globals['_GETAUDITHEADREQUEST']._serialized_start=761
+  _globals['_GETAUDITHEADREQUEST']._serialized_end=782
+  _globals['_GETAUDITHEADRESPONSE']._serialized_start=784
+  _globals['_GETAUDITHEADRESPONSE']._serialized_end=838
+  _globals['_AUDITSERVICE']._serialized_start=841
+  _globals['_AUDITSERVICE']._serialized_end=1067
 # @@protoc_insertion_point(module_scope)

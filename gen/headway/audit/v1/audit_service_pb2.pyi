@@ -116,6 +116,7 @@ class ListAuditRecordsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    NEWEST_FIRST_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Only this project's; empty: all the caller may see."""
     principal: _builtins.str
@@ -130,6 +131,8 @@ class ListAuditRecordsRequest(_message.Message):
     """Rows in a page, 0 to 1,000; 0 means 50, more is lowered to 1,000."""
     page_token: _builtins.str
     """From the previous page."""
+    newest_first: _builtins.bool
+    """The newest record first; otherwise the oldest, in the order of the chain."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only calls at or after this time."""
@@ -150,10 +153,11 @@ class ListAuditRecordsRequest(_message.Message):
         page_token: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        newest_first: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "end_time", b"end_time", "method", b"method", "page_size", b"page_size", "page_token", b"page_token", "principal", b"principal", "project", b"project", "refused_only", b"refused_only", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "end_time", b"end_time", "method", b"method", "newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "principal", b"principal", "project", b"project", "refused_only", b"refused_only", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,7 +175,7 @@ class ListAuditRecordsResponse(_message.Message):
     """Token of the next page; empty on the last."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditRecord]:
-        """The records, by position."""
+        """The records, by position, in the order asked for."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class AuditServiceServicer:
     """
 
     def ListAuditRecords(self, request, context):
-        """Records in the order of the chain, from the moment they are linked, within a second or two.
+        """Records in the order of the chain, or the newest first, from the moment they are linked, within a second or two.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,7 @@ class AuditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditRecordsRequest, _audit_service_pb2.ListAuditRecordsResponse]
-    """Records in the order of the chain, from the moment they are linked, within a second or two."""
+    """Records in the order of the chain, or the newest first, from the moment they are linked, within a second or two."""
     GetAuditHead: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditHeadRequest, _audit_service_pb2.GetAuditHeadResponse]
     """The chain's newest link, for a checkpoint kept elsewhere."""
 
@@ -44,7 +44,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAuditRecords: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditRecordsRequest, _audit_service_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
-    """Records in the order of the chain, from the moment they are linked, within a second or two."""
+    """Records in the order of the chain, or the newest first, from the moment they are linked, within a second or two."""
     GetAuditHead: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetAuditHeadRequest, _audit_service_pb2.GetAuditHeadResponse]  # type: ignore[assignment]
     """The chain's newest link, for a checkpoint kept elsewhere."""
 
@@ -57,7 +57,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_service_pb2.ListAuditRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.ListAuditRecordsResponse, _abc.Awaitable[_audit_service_pb2.ListAuditRecordsResponse]]:
-        """Records in the order of the chain, from the moment they are linked, within a second or two."""
+        """Records in the order of the chain, or the newest first, from the moment they are linked, within a second or two."""
 
     @_abc_1.abstractmethod
     def GetAuditHead(

@@ -69,7 +69,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 22
     """UNAUTHENTICATED. There is no credential, or it is not valid; the message does not say why, the server's log does."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 23
-    """PERMISSION_DENIED. The caller's role does not allow this. Metadata: method, role_required."""
+    """PERMISSION_DENIED. The caller's role does not allow this. Metadata: method, role_required (any of these), project (the one
+    concerned; empty: none or any).
+    """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 24
     """RESOURCE_EXHAUSTED. Too many calls in too short a time; google.rpc.QuotaFailure names the limit and google.rpc.RetryInfo says when
     to try again. Metadata: limit, value.
@@ -142,7 +144,9 @@ ERROR_REASON_EXCEEDS_MAXIMUM: ErrorReason.ValueType  # 21
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 22
 """UNAUTHENTICATED. There is no credential, or it is not valid; the message does not say why, the server's log does."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 23
-"""PERMISSION_DENIED. The caller's role does not allow this. Metadata: method, role_required."""
+"""PERMISSION_DENIED. The caller's role does not allow this. Metadata: method, role_required (any of these), project (the one
+concerned; empty: none or any).
+"""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 24
 """RESOURCE_EXHAUSTED. Too many calls in too short a time; google.rpc.QuotaFailure names the limit and google.rpc.RetryInfo says when
 to try again. Metadata: limit, value.

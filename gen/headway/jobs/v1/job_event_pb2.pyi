@@ -41,7 +41,9 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     JOB_EVENT_TYPE_LEASE_GRANTED: _JobEventType.ValueType  # 6
     """A lease was granted; `attempt` is its number."""
     JOB_EVENT_TYPE_LEASE_ENDED: _JobEventType.ValueType  # 7
-    """A lease ended; `detail.outcome` says how, `detail.accelerator_seconds` what it used."""
+    """A lease ended; `detail.outcome` says how ("completed", "failed", "cancelled", "lost", "preempted", "paused", "refused"),
+    `detail.accelerator_seconds` what it used.
+    """
     JOB_EVENT_TYPE_CHECKPOINT_COMMITTED: _JobEventType.ValueType  # 8
     """A checkpoint became the one to resume from."""
     JOB_EVENT_TYPE_RESUMED: _JobEventType.ValueType  # 9
@@ -71,7 +73,9 @@ JOB_EVENT_TYPE_LEASE_REQUESTED: JobEventType.ValueType  # 5
 JOB_EVENT_TYPE_LEASE_GRANTED: JobEventType.ValueType  # 6
 """A lease was granted; `attempt` is its number."""
 JOB_EVENT_TYPE_LEASE_ENDED: JobEventType.ValueType  # 7
-"""A lease ended; `detail.outcome` says how, `detail.accelerator_seconds` what it used."""
+"""A lease ended; `detail.outcome` says how ("completed", "failed", "cancelled", "lost", "preempted", "paused", "refused"),
+`detail.accelerator_seconds` what it used.
+"""
 JOB_EVENT_TYPE_CHECKPOINT_COMMITTED: JobEventType.ValueType  # 8
 """A checkpoint became the one to resume from."""
 JOB_EVENT_TYPE_RESUMED: JobEventType.ValueType  # 9

@@ -95,7 +95,7 @@ class TailLogsRequest(_message.Message):
     follow: _builtins.bool
     """Go on with new records until the job is final. Without it the stream ends after what is stored."""
     min_level: _log_record_pb2.LogLevel.ValueType
-    """Only lines at least this serious. Unspecified: all."""
+    """Only lines at least this serious, where one without a level counts as INFO, and no measurements. Unspecified: all."""
     attempt: _builtins.int
     """Only records of this attempt. 0: of all."""
     source: _builtins.str
