@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
-from headway.scheduler.v1 import scheduler_service_pb2
 
 from headway.audit.v1 import audit_service_pb2
 from headway.capacity.v1 import capacity_service_pb2
@@ -39,7 +38,6 @@ _FILES = (
     project_service_pb2,
     quota_service_pb2,
     registry_service_pb2,
-    scheduler_service_pb2,
     webhook_service_pb2,
 )
 # Every method has a request type of its own, so the request says which method it is for.
