@@ -18,6 +18,8 @@ from control_plane.call import current_call
 from control_plane.errors import Reason, RefusedError, invalid_field
 
 _MAC_BYTES = 16
+_TOKEN_MAX = 4_096
+"""Characters: those of two positions of the longest text that is listed by, and to spare."""
 
 
 def page_size(asked: int, *, default: int, maximum: int) -> int:
@@ -66,7 +68,7 @@ class Scope:
 
     def encode(self, position: list[Any]) -> str:
         """A token for what follows `position`."""
-        body = json.dumps(position, separators=(",", ":")).encode()
+        body = json.dumps(position, separators=(",", ":"), ensure_ascii=False).encode()
         return _spelled(self._mac(body) + body)
 
     def decode(self, token: str, types: tuple[type, ...], field: str) -> list[Any]:
@@ -80,7 +82,7 @@ class Scope:
             f"{field} was not made by this server for this caller and query; repeat the query it came from, or begin with an "
             "empty one",
         )
-        if len(token) > 1_000 or not token.isascii():
+        if len(token) > _TOKEN_MAX or not token.isascii():
             raise refusal
         try:
             content = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
