@@ -26,7 +26,7 @@ from control_plane.db.tables import jobs, outbox
 from control_plane.jobs.states import FailureKind, JobState
 from headway_client.telemetry import continued, tracer
 from scheduler.finish import finish
-from scheduler.leader import Leadership
+from scheduler.leader import DeposedError, Leadership
 from scheduler.routing import UnroutableJobError, job_input, route
 from workers.workflows.contracts import JobFailure, LeaseEnd, LeaseGrant, PauseOrder, PreemptOrder, ResumeOrder
 
@@ -91,6 +91,9 @@ class Dispatcher:
                 return self._poll_seconds if seconds is None else min(self._poll_seconds, max(0.01, seconds))
         results = await asyncio.gather(*(self._dispatch(row) for row in due), return_exceptions=True)
         for result in results:
+            if isinstance(result, DeposedError):
+                _log.warning("dispatch.refused", reason=str(result))
+                return self._poll_seconds
             if isinstance(result, BaseException):
                 raise result
         return 0.0

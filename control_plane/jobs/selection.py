@@ -166,7 +166,12 @@ def _condition(selection: Selection, candidates: ColumnElement[bool] | None, pri
 
 
 _HELD_LEASE = (
-    select(leases.c.lease_id).where(leases.c.job_id == jobs.c.job_id, leases.c.state == "GRANTED").limit(1).scalar_subquery()
+    select(leases.c.lease_id)
+    .where(leases.c.job_id == jobs.c.job_id, leases.c.state == "GRANTED")
+    .limit(1)
+    # Said, for inside another subquery it would be some job's lease.
+    .correlate(jobs)
+    .scalar_subquery()
 )
 HOLDS_LEASE: ColumnElement[bool] = exists().where(leases.c.job_id == jobs.c.job_id, leases.c.state == "GRANTED")
 _DETAILS = select(

@@ -161,6 +161,14 @@ async def test_preemption_asks_the_holder_of_the_lease_once(server: VerbsServer)
     assert (kind, detail["outcome"], detail["reason"]) == ("LEASE_ENDED", "preempted", "DISPLACED: repair")
 
 
+async def test_of_many_holders_each_is_asked_for_its_own_lease(server: VerbsServer) -> None:
+    holders = await server.many(5, "RUNNING")
+    leases = {job_id: await server.lease(job_id, granted=True) for job_id in holders}
+    for job_id, lease_id in leases.items():
+        await call(server, "PreemptJob", job_id=job_id, reason="repair")
+        assert await server.signals(job_id) == [("signal_preempt", {"lease_id": lease_id, "reason": "repair"})]
+
+
 async def test_a_priority_reaches_the_request_that_waits(server: VerbsServer) -> None:
     job_id = await server.job("RUNNING")
     lease_id = await server.lease(job_id, granted=False)

@@ -212,3 +212,14 @@ async def test_a_standby_dispatches_nothing(world: World, temporal: Client, lead
     await Dispatcher(world.engine, temporal, standby, poll_seconds=2).drain()
     assert [row.state for row in await outbox(world, job_id)] == ["ready"]
     assert leader.epoch == 1
+
+
+async def test_who_is_deposed_while_it_dispatches_gives_up_nothing_and_goes_on_as_a_standby(
+    world: World, dispatcher: Dispatcher
+) -> None:
+    job_id = await admitted(world)
+    await world.execute("UPDATE jobs SET spec = '{}' WHERE job_id = :id", id=job_id)
+    await world.execute("UPDATE leaders SET epoch = epoch + 1, holder = 'another'")
+    assert await dispatcher.drain() == 2
+    assert [row.state for row in await outbox(world, job_id)] == ["ready"]
+    assert await world.state(job_id) == "STARTING"
