@@ -1,25 +1,28 @@
 """Why something waits: one type per reason, each with the numbers that make it true.
 
-The words leave out what changes with every round, such as the position in the queue: they are stored per job, and a text
-that changed whenever somebody ahead went first would rewrite the whole backlog. Positions are in `Waiting.ahead`.
+The words leave out positions: those change whenever somebody ahead goes first, and reasons are written when they change.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 
 class ReasonCode(StrEnum):
-    """The reasons in order of precedence: of several that hold, the first is given."""
+    """The reasons in order of precedence: of several that hold, the first is shown where only one is."""
 
     NO_WORKFLOW = "NO_WORKFLOW"
     EXCEEDS_MAXIMUM = "EXCEEDS_MAXIMUM"
-    QUOTA = "QUOTA"
     ADMISSION_WINDOW = "ADMISSION_WINDOW"
+    BUDGET = "BUDGET"
+    QUOTA = "QUOTA"
+    FAIR_SHARE = "FAIR_SHARE"
     CAPACITY = "CAPACITY"
     PLACEMENT = "PLACEMENT"
+    RESERVED = "RESERVED"
+    PREEMPTION = "PREEMPTION"
     NOT_EVALUATED = "NOT_EVALUATED"
 
 
@@ -30,98 +33,117 @@ class NoWorkflow:
     code: ClassVar[ReasonCode] = ReasonCode.NO_WORKFLOW
     job_type: str
     known: tuple[str, ...]
-    """The types that are run."""
-
-    def words(self) -> str:
-        """The reason for people."""
-        return (
-            f"no workflow: no workflow in this deployment runs jobs of type {self.job_type}; "
-            f"it has workflows for {', '.join(self.known)}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class ExceedsMaximum:
-    """No known worker, or never this project's quota, holds so many at once."""
+    """The cluster as it is known, cordoned and lost nodes too, cannot hold it even when empty; or no quota on the way to the
+    root allows so much even when nothing else runs."""
 
     code: ClassVar[ReasonCode] = ReasonCode.EXCEEDS_MAXIMUM
     requested: int
-    maximum: int
-    """The most one lease of this project can hold: the largest known worker, or the quota where that is less."""
-    kind: str
-
-    def words(self) -> str:
-        """The reason for people."""
-        return (
-            f"exceeds maximum: asks for {_count(self.requested, self.kind)} on one worker; "
-            f"the largest worker within the project's quota has {self.maximum}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class QuotaReached:
-    """With the request the project would hold more than its quota."""
-
-    code: ClassVar[ReasonCode] = ReasonCode.QUOTA
-    requested: int
-    held: int
+    """Accelerators of all members (or the resource that is short, see `resource`)."""
     maximum: int
     kind: str
-    """The kind with most of its quota left, if "any" was asked for."""
-
-    def words(self) -> str:
-        """The reason for people."""
-        return f"quota: asks for {_count(self.requested, self.kind)}; the project holds {self.held} of at most {self.maximum}"
+    resource: str = "accelerators"
+    limited_by: str = "cluster"
+    """"cluster", or the name of the node of the quota tree."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionWindow:
-    """As many of the project's jobs are under way as may be."""
+    """As many of the queue's jobs are under way as may be."""
 
     code: ClassVar[ReasonCode] = ReasonCode.ADMISSION_WINDOW
     admitted: int
     maximum: int
 
-    def words(self) -> str:
-        """The reason for people."""
-        return f"admission: {self.admitted} of the project's jobs are under way; at most {self.maximum} may be"
+
+@dataclass(frozen=True, slots=True)
+class BudgetReached:
+    """With its reservation a budget on the way to the root would be overdrawn."""
+
+    code: ClassVar[ReasonCode] = ReasonCode.BUDGET
+    node: str
+    unit: str
+    """"money" (millionths) or "accelerator_ms"."""
+    requested: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaReached:
+    """With it, a node of the tree would use more than nominal and what it may borrow; or what others lend is used up."""
+
+    code: ClassVar[ReasonCode] = ReasonCode.QUOTA
+    node: str
+    pool: str
+    resource: str
+    requested: int
+    used: int
+    nominal: int
+    maximum: int
+    """Nominal and what it may borrow at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class FairShare:
+    """What is free went to queues of lower cost in this round."""
+
+    code: ClassVar[ReasonCode] = ReasonCode.FAIR_SHARE
+    queue: str
+    cost: int
+    """Of its queue with it, in buckets."""
+    ahead_queue: str
+    """The queue whose request took the last that would have fitted."""
+    ahead_cost: int
 
 
 @dataclass(frozen=True, slots=True)
 class NoCapacity:
-    """Too few accelerators are free in all."""
+    """Too little is free in all."""
 
     code: ClassVar[ReasonCode] = ReasonCode.CAPACITY
     requested: int
     free: int
     total: int
-    """Accelerators of all living workers of a kind that the request and the quota allow."""
+    """Of living nodes that take new work, in pools that the shape allows."""
     kind: str
-
-    def words(self) -> str:
-        """The reason for people."""
-        if self.total == 0:
-            return f"capacity: asks for {_count(self.requested, self.kind)}; no living worker has any"
-        return f"capacity: asks for {_count(self.requested, self.kind)}; {self.free} of {self.total} are free"
+    resource: str = "accelerators"
 
 
 @dataclass(frozen=True, slots=True)
 class Fragmented:
-    """Enough are free in all, and not on one worker."""
+    """Enough is free in all, and not so that every member is whole on a node (or the gang in a domain)."""
 
     code: ClassVar[ReasonCode] = ReasonCode.PLACEMENT
     requested: int
+    """Members."""
+    placeable: int
+    """Members that could be placed now."""
     free: int
-    largest_free: int
-    """Most accelerators free on one worker."""
+    """Accelerators free in all."""
     kind: str
 
-    def words(self) -> str:
-        """The reason for people."""
-        return (
-            f"placement: asks for {_count(self.requested, self.kind)} on one worker; "
-            f"{self.free} are free and at most {self.largest_free} on one"
-        )
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """It would fit, and run into what is reserved for another that has waited longer."""
+
+    code: ClassVar[ReasonCode] = ReasonCode.RESERVED
+    reserved_for: str
+    """A request id."""
+    starts: int
+    """When that one starts at the latest, if run times hold; Micros."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitsPreemption:
+    """Room is being made for it."""
+
+    code: ClassVar[ReasonCode] = ReasonCode.PREEMPTION
+    victims: int
+    """Leases that are still to yield."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +152,17 @@ class NotEvaluated:
 
     code: ClassVar[ReasonCode] = ReasonCode.NOT_EVALUATED
 
-    def words(self) -> str:
-        """The reason for people."""
-        return "not yet evaluated: the scheduler carries this over to its next round"
 
-
-Reason = NoWorkflow | ExceedsMaximum | QuotaReached | AdmissionWindow | NoCapacity | Fragmented | NotEvaluated
-
-
-def _count(number: int, kind: str) -> str:
-    accelerators = "accelerator" if number == 1 else "accelerators"
-    return f"{number} {accelerators} of {'any kind' if kind == 'any' else f'kind {kind}'}"
+Reason: TypeAlias = (
+    NoWorkflow
+    | ExceedsMaximum
+    | AdmissionWindow
+    | BudgetReached
+    | QuotaReached
+    | FairShare
+    | NoCapacity
+    | Fragmented
+    | Reserved
+    | AwaitsPreemption
+    | NotEvaluated
+)
