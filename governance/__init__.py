@@ -1,1 +1,1 @@
-"""What may pass, and why: functions over values, without any transport."""
+"""What may pass and what it may cost, and why: functions over values, without any transport."""
