@@ -14,13 +14,20 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import (
+    decisions_durable,
     events_streamed,
+    fairness_error,
     list_page,
     log_ingest,
     one_machine_start,
+    preemption_cycles,
+    reclaim_gang,
+    schedule_round,
+    scheduler_recovery,
     stalled_streams,
     submit_batch,
     submit_unary,
+    unschedulable_verdict,
     watch_lag,
 )
 from benchmarks.figure import Figure
@@ -45,6 +52,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "events_streamed": Benchmark(events_streamed.run, 60, 30),
     "stalled_streams": Benchmark(stalled_streams.run, 60, 30),
     "log_ingest": Benchmark(log_ingest.run, 50, 25),
+    "schedule_round_100k": Benchmark(schedule_round.of_size(100_000), 90, 30),
+    "schedule_round_1m": Benchmark(schedule_round.of_size(1_000_000), 240, 60),
+    "fairness_error": Benchmark(fairness_error.run, 120, 20),
+    "scheduler_recovery": Benchmark(scheduler_recovery.run, 120, 40),
+    "unschedulable_verdict": Benchmark(unschedulable_verdict.run, 90, 40),
+    "decisions_durable": Benchmark(decisions_durable.run, 60, 20),
+    "preemption_cycles": Benchmark(preemption_cycles.run, 700, 20),
+    "gang_reclaim": Benchmark(reclaim_gang.run, 15, 10),
 }
 
 

@@ -69,6 +69,24 @@ def own_channel(address: str) -> grpc.aio.Channel:
 
 
 @asynccontextmanager
+async def database() -> AsyncGenerator[str]:
+    """A durable PostgreSQL by itself, whose database has the schema and the names that benchmarks use; yields its DSN."""
+    with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        server = Postgres(root / "postgres", ports.choose(["postgres"], {}, {})["postgres"], "bench", root / "postgres.log")
+        supervisor = Supervisor([server.component()], root, None, lambda _: None)
+        await supervisor.start()
+        try:
+            await server.create_database()
+            await asyncio.to_thread(upgrade, server.dsn())
+            await _names(server.dsn())
+            yield server.dsn()
+        finally:
+            await supervisor.stop()
+
+
+@asynccontextmanager
 async def servers(changes: Mapping[str, Mapping[str, Any]] | None = None) -> AsyncGenerator[Servers]:
     """Runs them; the database holds the project, the dataset and the base model that the benchmarks name.
 

@@ -48,6 +48,8 @@ from control_plane.rpc.chain import Chain, steps
 from control_plane.rpc.directory import Directory
 from control_plane.rpc.pages import Cursors
 from control_plane.rpc.policy import BYTES_MAX, policy
+from control_plane.scheduling.foresight import Foresight
+from control_plane.scheduling.servicer import SchedulerServicer
 from control_plane.settings import ControlPlaneSettings, Settings, require
 from control_plane.streams.guard import StreamGuard
 from control_plane.streams.hub import EventHub
@@ -65,6 +67,7 @@ from headway.logs.v1 import log_service_pb2, log_service_pb2_grpc
 from headway.projects.v1 import project_service_pb2, project_service_pb2_grpc
 from headway.quotas.v1 import quota_service_pb2, quota_service_pb2_grpc
 from headway.registry.v1 import registry_service_pb2, registry_service_pb2_grpc
+from headway.scheduler.v1 import scheduler_service_pb2, scheduler_service_pb2_grpc
 from headway.webhooks.v1 import webhook_service_pb2, webhook_service_pb2_grpc
 from headway_client import telemetry
 
@@ -83,6 +86,7 @@ SERVICES: tuple[str, ...] = tuple(
         (project_service_pb2, "ProjectService"),
         (quota_service_pb2, "QuotaService"),
         (registry_service_pb2, "RegistryService"),
+        (scheduler_service_pb2, "SchedulerService"),
         (webhook_service_pb2, "WebhookService"),
     )
 )
@@ -183,7 +187,11 @@ class ControlPlane:
             await deliverer.start()
             exits.push_async_callback(deliverer.stop)
             server, health_servicer = _server(chain, own)
-            _add_services(server, settings, own, engine, notifications, store, writer, hub, guard)
+            _add_services(
+                server,
+                *(settings, own, engine, notifications, store, writer, hub, guard),
+                exits.enter_context(Foresight(settings, postgres)),
+            )
             self.port = _bind(server, own)
             await server.start()
             exits.push_async_callback(server.stop, _STOP_GRACE_SECONDS)
@@ -234,6 +242,7 @@ def _add_services(
     writer: GroupWriter,
     hub: EventHub,
     guard: StreamGuard,
+    foresight: Foresight,
 ) -> None:
     heartbeat = own.stream_heartbeat_seconds
     identity = require(settings.identity, "identity", "control_plane serve")
@@ -261,6 +270,7 @@ def _add_services(
     project_service_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectServicer(engine, cursors), server)
     quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(engine, cursors), server)
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(engine, cursors, store), server)
+    scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(engine, cursors, foresight), server)
     webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(
         WebhookServicer(engine, cursors, settings.webhooks, Signer(secret_key)), server
     )

@@ -230,6 +230,28 @@ class SchedulerSettings(_Section):
     """How long a worker outlives its last heartbeat."""
     prepare_ahead_per_project: int = Field(default=8, ge=1, le=10_000)
     """Most jobs of one project that are admitted and not yet final."""
+    round_operations_max: int = Field(default=1_000_000, ge=1_000)
+    """Bound of a round's work, in requests looked at, placements tried and victims weighed; the next round takes the rest."""
+    aging_seconds_per_point: Seconds = 60.0
+    """Waiting so long outweighs one point of priority, inside a project and class."""
+    past_use_half_life_hours: float = Field(default=168.0, gt=0)
+    """After so long half of a project's past use is forgotten."""
+    reserve_after_seconds: Seconds = 60.0
+    """The first request that has been too large for what is free for so long gets a reservation."""
+    preempt_after_seconds: Seconds = 120.0
+    """A lease is not preempted before it has run so long."""
+    yield_seconds: Seconds = 120.0
+    """How long a preempted lease may take to reach a checkpoint and yield, before it is taken away."""
+    preemptions_burst: int = Field(default=32, ge=0, le=100_000)
+    """Most leases preempted at once, after an hour without any."""
+    preemptions_per_hour: int = Field(default=120, ge=1, le=1_000_000)
+    """Most leases preempted in an hour, on average."""
+    preemption_waste_accelerator_hours_per_hour: float = Field(default=64.0, ge=0)
+    """Most work since its last checkpoint that preemption may throw away in an hour."""
+    recheck_seconds: Seconds = 600.0
+    """How often the leader reads everything anew, and holds what it knew against that."""
+    failpoint: str = ""
+    """For tests of crashes: where the process ends as in a power cut; empty: nowhere."""
 
 
 class WorkerTlsSettings(_Section):

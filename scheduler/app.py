@@ -21,6 +21,7 @@ from control_plane.db.tables import CHANNEL_OUTBOX, CHANNEL_SCHEDULER
 from control_plane.settings import Settings, TemporalSettings, require
 from headway_client.health import HealthServer, serve_health
 from headway_client.telemetry import configure
+from scheduler import failpoints
 from scheduler.dispatch import Dispatcher
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
@@ -47,6 +48,7 @@ async def serve(settings: Settings, health_listen: str) -> None:
     """
     postgres = require(settings.postgres, "postgres", "scheduler")
     temporal = require(settings.temporal, "temporal", "scheduler")
+    failpoints.arm(settings.scheduler.failpoint)
     provider = configure("headway-scheduler", settings.telemetry.otlp_traces_url, settings.telemetry.otlp_headers)
     stopped = _stop_signal()
     health = await serve_health(health_listen)

@@ -1,76 +1,145 @@
-"""Writes a plan: all of it in one transaction, behind the leader's fence.
+"""Writes what a round decided: all of it in one transaction, behind the leader's fence, in a handful of statements.
 
-The rows of every job concerned are locked first, in order of id; then each decision is made only if what it rests on
-still holds. A decision whose job or request is gone is left out: the event that took it away brings the next round.
+The rows of every job concerned are locked first, in order of id; whoever changes what a lease is locks its job first, so
+nothing here changes under the hands. Then each decision is made only if what it rests on still holds. One whose job or request
+is gone is left out: the event that took it away brings the next round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
-from sqlalchemy import func, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.db.events import EventType, append_event, notify
-from control_plane.db.leases import OUTCOME_LOST, OUTCOME_REFUSED, end_lease
-from control_plane.db.tables import CHANNEL_OUTBOX, jobs, outbox
+from control_plane.budgets.ledgers import hold
+from control_plane.budgets.reserving import LeaseToReserve, reserve_many
+from control_plane.db.events import EventType, Happening, append_events, notify
+from control_plane.db.leases import OUTCOME_LOST, OUTCOME_REFUSED, Ending, end_leases
+from control_plane.db.tables import CHANNEL_OUTBOX
 from control_plane.jobs import states
-from control_plane.jobs.states import JobState
-from headway_client.telemetry import continued, traceparent, tracer
-from scheduler.core import Admit, EndLease, Grant, NotEvaluated, Plan, Refuse, Waiting
-from workers.workflows.contracts import LeaseEnd, LeaseGrant
+from control_plane.jobs.states import UNDER_WAY, JobState
+from scheduler.core.types import Grant, Plan, Pool, Preempt, QueueNode
+from scheduler.core.words import words
+from scheduler.spans import decided
+from scheduler.tree import scopes_above
+from workers.workflows.contracts import LeaseEnd, LeaseGrant, PreemptOrder
+
+PREEMPTED = "its accelerators are needed by work that goes before it"
+"""What a lease is told that is to yield."""
 
 
 class StaleSnapshotError(Exception):
     """A lease that was to end was revived meanwhile; its accelerators may have been promised. Nothing was written."""
 
 
-_LOCK_JOBS = text("SELECT job_id FROM jobs WHERE job_id = ANY(CAST(:ids AS uuid[])) ORDER BY job_id FOR UPDATE")
-# Silence is counted as in the core: from the database's start at the earliest.
-_LOCK_ENDING = text(
+class Outgoing(NamedTuple):
+    """A row for the outbox."""
+
+    kind: str
+    job_id: str
+    dedupe_key: str
+    payload: str
+    trace_parent: str
+
+
+class _Job(NamedTuple):
+    """What is known of a locked job."""
+
+    state: str
+    attempt: int
+    trace_parent: str
+
+
+class _Lease(NamedTuple):
+    state: str
+    phase: str
+    preempted: bool
+
+
+@dataclass(slots=True)
+class Written:
+    """What came of a plan: what still held."""
+
+    ends: int = 0
+    refusals: int = 0
+    grants: list[Grant] = field(default_factory=list[Grant])
+    preemptions: list[Preempt] = field(default_factory=list[Preempt])
+    claims: int = 0
+    admissions: int = 0
+
+    @property
+    def changes(self) -> int:
+        """How many decisions were carried out."""
+        return self.ends + self.refusals + len(self.grants) + len(self.preemptions) + self.claims + self.admissions
+
+
+_LOCK_JOBS = text(
     """
-    SELECT lease_id::text, expires_at >= now() AND EXISTS (
-        SELECT 1 FROM workers
-        WHERE name = leases.worker AND incarnation = leases.worker_incarnation
-        AND greatest(heartbeat_at, pg_postmaster_start_time()) >= now() - make_interval(secs => :lost_seconds)
-    ) AS living
-    FROM leases WHERE lease_id = ANY(CAST(:ids AS uuid[])) AND state = 'GRANTED'
+    SELECT job_id::text, state, attempt, trace_parent FROM jobs
+    WHERE job_id = ANY(CAST(:ids AS uuid[])) ORDER BY job_id FOR UPDATE
+    """
+)
+_LEASES = text(
+    "SELECT lease_id::text, state, phase, preempted_at IS NOT NULL AS preempted FROM leases"
+    " WHERE lease_id = ANY(CAST(:ids AS uuid[]))"
+)
+# Silence is counted as in the core: from the database's start at the earliest.
+_REVIVED = text(
+    """
+    SELECT lease_id::text FROM leases
+    WHERE lease_id = ANY(CAST(:ids AS uuid[])) AND state = 'GRANTED' AND expires_at >= now() AND NOT EXISTS (
+        SELECT 1 FROM jsonb_array_elements(placement) AS part LEFT JOIN workers ON workers.name = part ->> 0
+        WHERE workers.incarnation::text IS DISTINCT FROM part ->> 2
+            OR greatest(heartbeat_at, pg_postmaster_start_time()) < now() - make_interval(secs => :lost_seconds)
+    )
     ORDER BY lease_id FOR UPDATE
     """
 )
+_INCARNATIONS = text("SELECT name, incarnation::text FROM workers WHERE name = ANY(CAST(:names AS text[]))")
 _GRANT = text(
     """
     UPDATE leases
-    SET state = 'GRANTED', attempt = jobs.attempt + 1, worker = :worker, worker_incarnation = :incarnation,
-        granted_kind = :kind, leader_epoch = :epoch, granted_at = now(), waiting_reason = '',
-        expires_at = now() + make_interval(secs => :lease_seconds)
-    FROM jobs
-    WHERE leases.lease_id = :lease_id AND leases.state = 'REQUESTED'
-        AND jobs.job_id = leases.job_id AND jobs.state IN ('STARTING','RUNNING')
-        AND EXISTS (SELECT 1 FROM workers WHERE name = :worker AND incarnation = :incarnation)
-    RETURNING leases.attempt, leases.phase, jobs.trace_parent
+    SET state = 'GRANTED', attempt = given.attempt, worker = given.worker, worker_incarnation = given.incarnation,
+        granted_kind = given.kind, pool = given.pool, placement = given.placement::jsonb, leader_epoch = :epoch,
+        granted_at = now(), expires_at = now() + make_interval(secs => :lease_seconds)
+    FROM unnest(
+        CAST(:lease_ids AS uuid[]), CAST(:attempts AS int[]), CAST(:workers AS text[]), CAST(:incarnations AS uuid[]),
+        CAST(:kinds AS text[]), CAST(:pools AS text[]), CAST(:placements AS text[])
+    ) AS given (lease_id, attempt, worker, incarnation, kind, pool, placement)
+    WHERE leases.lease_id = given.lease_id
     """
 )
-_REASONS_OF_JOBS = text(
+_PREEMPT = text(
     """
-    UPDATE jobs SET waiting_reason = given.reason, version = version + 1, updated_at = now()
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:reasons AS text[])) AS given (job_id, reason)
-    WHERE jobs.job_id = given.job_id AND jobs.state = 'QUEUED'
+    UPDATE leases SET preempted_for = given.request_id, preempted_at = now(), preempted_ms = given.lost_ms
+    FROM unnest(CAST(:lease_ids AS uuid[]), CAST(:request_ids AS uuid[]), CAST(:lost_ms AS bigint[]))
+        AS given (lease_id, request_id, lost_ms)
+    WHERE leases.lease_id = given.lease_id
     """
 )
-_REASONS_OF_LEASES = text(
+_CLAIM = text(
     """
-    WITH waiting AS (
-        UPDATE leases SET waiting_reason = given.reason
-        FROM unnest(CAST(:ids AS uuid[]), CAST(:reasons AS text[])) AS given (lease_id, reason)
-        WHERE leases.lease_id = given.lease_id AND leases.state = 'REQUESTED'
-        RETURNING leases.job_id, given.reason
-    )
-    UPDATE jobs SET waiting_reason = waiting.reason, version = version + 1, updated_at = now()
-    FROM waiting WHERE jobs.job_id = waiting.job_id AND jobs.state IN ('STARTING','RUNNING')
+    UPDATE leases SET claim = given.placement::jsonb
+    FROM unnest(CAST(:lease_ids AS uuid[]), CAST(:placements AS text[])) AS given (lease_id, placement)
+    WHERE leases.lease_id = given.lease_id AND state = 'REQUESTED'
+    """
+)
+_SEND = text(
+    """
+    INSERT INTO outbox (kind, job_id, dedupe_key, payload, trace_parent, state)
+    SELECT kind, job_id, dedupe_key, payload::jsonb, trace_parent, 'ready'
+    FROM unnest(
+        CAST(:kinds AS text[]), CAST(:job_ids AS uuid[]), CAST(:dedupe_keys AS text[]), CAST(:payloads AS text[]),
+        CAST(:trace_parents AS text[])
+    ) WITH ORDINALITY AS given (kind, job_id, dedupe_key, payload, trace_parent, place)
+    ORDER BY place
+    ON CONFLICT (dedupe_key) DO NOTHING
     """
 )
 
@@ -78,139 +147,241 @@ _REASONS_OF_LEASES = text(
 class Writer:
     """Writes one plan on one connection, whose transaction holds the fence."""
 
-    def __init__(self, connection: AsyncConnection, epoch: int, *, lease_seconds: float, worker_lost_seconds: float) -> None:
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        epoch: int,
+        pools: Mapping[str, Pool],
+        tree: Sequence[QueueNode],
+        *,
+        lease_seconds: float,
+        node_lost_seconds: float,
+    ) -> None:
+        """The pools by name and the tree that the plan was made with; the rest as in the settings."""
         self._connection = connection
         self._epoch = epoch
+        self._pools = pools
+        self._tree = {node.name: node for node in tree}
         self._lease_seconds = lease_seconds
-        self._worker_lost_seconds = worker_lost_seconds
+        self._node_lost_seconds = node_lost_seconds
+        self._jobs: dict[str, _Job] = {}
+        self._leases: dict[str, _Lease] = {}
+        self._outgoing: list[Outgoing] = []
 
-    async def write(self, plan: Plan, stored_reasons: Mapping[str, str]) -> None:
-        """Writes the plan, and of its reasons those that differ from what is stored.
+    async def write(self, plan: Plan) -> Written:
+        """Writes the plan, its reasons apart; returns what of it still held.
 
         Raises:
             StaleSnapshotError: a lease to be ended is alive after all.
         """
-        waiting_jobs = _changed(plan.waiting_jobs, stored_reasons)
-        waiting_leases = _changed(plan.waiting_leases, stored_reasons)
-        decisions = (*plan.ends, *plan.refusals, *plan.grants, *plan.admissions, *waiting_jobs, *waiting_leases)
-        if not decisions:
-            return
-        await self._connection.execute(_LOCK_JOBS, {"ids": sorted({decision.job_id for decision in decisions})})
-        await self._refuse_revived(plan.ends)
-        for end in plan.ends:
-            await self._end(end)
-        for refusal in plan.refusals:
-            await self._refuse(refusal)
-        for grant in plan.grants:
-            await self._grant(grant)
-        for admission in plan.admissions:
-            await self._admit(admission)
-        await self._write_reasons(_REASONS_OF_JOBS, waiting_jobs)
-        await self._write_reasons(_REASONS_OF_LEASES, waiting_leases)
-        if plan.changes:
-            await notify(self._connection, CHANNEL_OUTBOX)
+        written = Written()
+        if not plan.changes:
+            return written
+        await self._lock(plan)
+        ending = [end.lease_id for end in plan.ends]
+        if ending and plan.grants:
+            projects = {grant.request.queue for grant in plan.grants}
+            await hold(self._connection, ending, {project: scopes_above(project, self._tree) for project in projects})
+        if plan.ends:
+            await self._refuse_revived([end.lease_id for end in plan.ends])
+            lost = [(end.job_id, Ending(end.lease_id, OUTCOME_LOST, end.cause.value)) for end in plan.ends]
+            written.ends = await self._end(lost)
+        if plan.refusals:
+            never = [
+                (refusal.request.job_id, Ending(refusal.request.request_id, OUTCOME_REFUSED, words(refusal.reason)))
+                for refusal in plan.refusals
+            ]
+            written.refusals = await self._end(never)
+        written.grants = await self._grant(plan.grants)
+        written.preemptions = await self._preempt(plan.preemptions)
+        written.claims = await self._claim(plan)
+        written.admissions = await self._admit(job.job_id for job in plan.admissions)
+        await self._send()
+        return written
 
-    async def _refuse_revived(self, ends: Iterable[EndLease]) -> None:
-        ending = await self._connection.execute(
-            _LOCK_ENDING, {"ids": [end.lease_id for end in ends], "lost_seconds": self._worker_lost_seconds}
-        )
-        revived = [row.lease_id for row in ending if row.living]
+    async def end(self, lost: Sequence[tuple[str, str, str]]) -> int:
+        """Ends held leases as lost: job, lease and why of each; returns how many were still held."""
+        await self._lock_jobs({job_id for job_id, _, _ in lost})
+        ended = await self._end([(job_id, Ending(lease_id, OUTCOME_LOST, why)) for job_id, lease_id, why in lost])
+        await self._send()
+        return ended
+
+    async def _lock(self, plan: Plan) -> None:
+        requests = [decision.request for decision in (*plan.refusals, *plan.grants)]
+        decided_on = (*plan.ends, *plan.preemptions, *plan.admissions, *requests)
+        await self._lock_jobs({each.job_id for each in decided_on})
+        lease_ids = [request.request_id for request in requests] + [preemption.lease_id for preemption in plan.preemptions]
+        if lease_ids:
+            rows = await self._connection.execute(_LEASES, {"ids": lease_ids})
+            self._leases = {row.lease_id: _Lease(row.state, row.phase, row.preempted) for row in rows}
+
+    async def _lock_jobs(self, job_ids: Iterable[str]) -> None:
+        rows = await self._connection.execute(_LOCK_JOBS, {"ids": list(job_ids)})
+        self._jobs = {row.job_id: _Job(row.state, row.attempt, row.trace_parent) for row in rows}
+
+    async def _refuse_revived(self, lease_ids: Sequence[str]) -> None:
+        parameters = {"ids": lease_ids, "lost_seconds": self._node_lost_seconds}
+        revived = (await self._connection.execute(_REVIVED, parameters)).scalars().all()
         if revived:
             raise StaleSnapshotError(f"leases {', '.join(revived)} were renewed while the round was planned")
 
-    async def _end(self, end: EndLease) -> None:
-        if await end_lease(self._connection, end.lease_id, OUTCOME_LOST, end.cause.value) is not None:
-            await self._tell_lost(end.job_id, end.lease_id, end.cause.value)
+    async def _end(self, endings: Sequence[tuple[str, Ending]]) -> int:
+        ended = await end_leases(self._connection, [ending for _, ending in endings])
+        for job_id, ending in endings:
+            if ending.lease_id in ended:
+                message = LeaseEnd(lease_id=ending.lease_id, reason=ending.reason)
+                parent = self._decided("scheduler.end_lease", job_id)
+                self._outgo("signal_lease_lost", job_id, f"lost/{ending.lease_id}", message, parent)
+        return len(ended)
 
-    async def _refuse(self, refusal: Refuse) -> None:
-        if await end_lease(self._connection, refusal.lease_id, OUTCOME_REFUSED) is not None:
-            await self._tell_lost(refusal.job_id, refusal.lease_id, refusal.reason.words())
-
-    async def _tell_lost(self, job_id: str, lease_id: str, reason: str) -> None:
-        query = select(jobs.c.trace_parent).where(jobs.c.job_id == job_id)
-        parent: str = (await self._connection.execute(query)).scalar_one()
-        with continued(parent), tracer().start_as_current_span("scheduler.end_lease"):
-            message = LeaseEnd(lease_id=lease_id, reason=reason)
-            await self._send("signal_lease_lost", job_id, f"lost/{lease_id}", message)
-
-    async def _grant(self, grant: Grant) -> None:
-        parameters = {
-            "lease_id": grant.lease_id,
-            "worker": grant.worker,
-            "incarnation": grant.incarnation,
-            "kind": grant.kind,
+    async def _grant(self, grants: Sequence[Grant]) -> list[Grant]:
+        holding = await self._reserve(await self._still_holding(grants))
+        if not holding:
+            return []
+        granted_before: Counter[str] = Counter()
+        attempts: list[int] = []
+        events: list[Happening] = []
+        for grant in holding:
+            request = grant.request
+            job_id, lease_id = request.job_id, request.request_id
+            granted_before[job_id] += 1
+            attempt = self._jobs[job_id].attempt + granted_before[job_id]
+            attempts.append(attempt)
+            message = LeaseGrant(
+                lease_id=lease_id,
+                attempt=attempt,
+                worker=grant.placement[0][0],
+                accelerators=request.shape.accelerators,
+                accelerator_kind=self._pools[grant.pool].kind,
+            )
+            detail = message.model_dump(mode="json", exclude={"attempt"})
+            detail |= {"pool": grant.pool, "placement": grant.placement, "leader_epoch": self._epoch}
+            events.append(Happening(job_id, detail, phase=self._leases[lease_id].phase, attempt=attempt))
+            attributes = {"headway.attempt": attempt, "headway.worker": message.worker}
+            parent = self._decided("scheduler.grant", job_id, attributes)
+            self._outgo("signal_lease_granted", job_id, f"grant/{lease_id}", message, parent)
+        parameters: dict[str, Any] = {
+            "lease_ids": [grant.request.request_id for grant in holding],
+            "attempts": attempts,
+            "workers": [grant.placement[0][0] for grant in holding],
+            "incarnations": [grant.incarnations[0] for grant in holding],
+            "kinds": [self._pools[grant.pool].kind for grant in holding],
+            "pools": [grant.pool for grant in holding],
+            "placements": [_placed(grant) for grant in holding],
             "epoch": self._epoch,
             "lease_seconds": self._lease_seconds,
         }
-        lease = (await self._connection.execute(_GRANT, parameters)).one_or_none()
-        if lease is None:
+        await self._connection.execute(_GRANT, parameters)
+        await append_events(self._connection, EventType.LEASE_GRANTED, events)
+        return holding
+
+    async def _still_holding(self, grants: Sequence[Grant]) -> list[Grant]:
+        """The grants whose request is open, whose job goes on, and whose nodes are the same start of them."""
+        if not grants:
+            return []
+        names = sorted({node for grant in grants for node, _ in grant.placement})
+        rows = (await self._connection.execute(_INCARNATIONS, {"names": names})).all()
+        now = {row.name: row.incarnation for row in rows}
+        return [
+            grant
+            for grant in grants
+            if self._is(grant.request.request_id, "REQUESTED")
+            and self._goes_on(grant.request.job_id)
+            and all(
+                now.get(node) == incarnation for (node, _), incarnation in zip(grant.placement, grant.incarnations, strict=True)
+            )
+        ]
+
+    async def _reserve(self, grants: Sequence[Grant]) -> list[Grant]:
+        """Reserves what the grants may cost; those that a budget has no room for are left out, and wait."""
+        leases = [
+            LeaseToReserve(
+                lease_id=grant.request.request_id,
+                job_id=grant.request.job_id,
+                project=grant.request.queue,
+                accelerators=grant.request.shape.accelerators,
+                kind=self._pools[grant.pool].kind,
+                spot=self._pools[grant.pool].spot,
+                run_ms=grant.request.run_micros // 1_000,
+            )
+            for grant in grants
+        ]
+        above = {lease.project: scopes_above(lease.project, self._tree) for lease in leases}
+        refused = {shortfall.lease_id for shortfall in await reserve_many(self._connection, leases, above)}
+        return [grant for grant in grants if grant.request.request_id not in refused]
+
+    async def _preempt(self, preemptions: Sequence[Preempt]) -> list[Preempt]:
+        holding = [
+            each
+            for each in preemptions
+            if self._is(each.lease_id, "GRANTED") and not self._leases[each.lease_id].preempted and self._goes_on(each.job_id)
+        ]
+        if not holding:
+            return []
+        parameters = {
+            "lease_ids": [each.lease_id for each in holding],
+            "request_ids": [each.request_id for each in holding],
+            "lost_ms": [each.lost_ms for each in holding],
+        }
+        await self._connection.execute(_PREEMPT, parameters)
+        events: list[Happening] = []
+        for each in holding:
+            detail = {"lease_id": each.lease_id, "by": "system:scheduler", "reason": PREEMPTED, "lost_ms": each.lost_ms}
+            events.append(Happening(each.job_id, detail, phase=self._leases[each.lease_id].phase))
+            order = PreemptOrder(lease_id=each.lease_id, reason=PREEMPTED)
+            parent = self._decided("scheduler.preempt", each.job_id)
+            self._outgo("signal_preempt", each.job_id, f"preempt/{each.lease_id}", order, parent)
+        await append_events(self._connection, EventType.PREEMPTION_REQUESTED, events)
+        return holding
+
+    async def _claim(self, plan: Plan) -> int:
+        if not plan.claims:
+            return 0
+        parameters = {
+            "lease_ids": [claim.request_id for claim in plan.claims],
+            "placements": [json.dumps(claim.placement) for claim in plan.claims],
+        }
+        return (await self._connection.execute(_CLAIM, parameters)).rowcount
+
+    async def _admit(self, job_ids: Iterable[str]) -> int:
+        queued = [job_id for job_id in job_ids if (job := self._jobs.get(job_id)) and job.state == JobState.QUEUED]
+        starting = states.apply(JobState.QUEUED, states.ADMIT)
+        await append_events(self._connection, EventType.STATE_CHANGED, [Happening(job_id, state=starting) for job_id in queued])
+        for job_id in queued:
+            self._outgo("start_workflow", job_id, f"start/{job_id}", None, self._decided("scheduler.admit", job_id))
+        return len(queued)
+
+    def _is(self, lease_id: str, state: str) -> bool:
+        lease = self._leases.get(lease_id)
+        return lease is not None and lease.state == state
+
+    def _goes_on(self, job_id: str) -> bool:
+        job = self._jobs.get(job_id)
+        return job is not None and job.state in UNDER_WAY
+
+    def _decided(self, name: str, job_id: str, attributes: Mapping[str, str | int] | None = None) -> str:
+        return decided(name, self._jobs[job_id].trace_parent, {"headway.job_id": job_id, **(attributes or {})})
+
+    def _outgo(self, kind: str, job_id: str, dedupe_key: str, message: BaseModel | None, trace_parent: str) -> None:
+        payload = "{}" if message is None else message.model_dump_json()
+        self._outgoing.append(Outgoing(kind, job_id, dedupe_key, payload, trace_parent))
+
+    async def _send(self) -> None:
+        if not self._outgoing:
             return
-        message = LeaseGrant(
-            lease_id=grant.lease_id,
-            attempt=lease.attempt,
-            worker=grant.worker,
-            accelerators=grant.accelerators,
-            accelerator_kind=grant.kind,
-        )
-        attributes = {"headway.job_id": grant.job_id, "headway.attempt": lease.attempt, "headway.worker": grant.worker}
-        with continued(lease.trace_parent), tracer().start_as_current_span("scheduler.grant", attributes=attributes):
-            await self._connection.execute(
-                update(jobs).where(jobs.c.job_id == grant.job_id).values(attempt=lease.attempt, waiting_reason="")
-            )
-            await append_event(
-                self._connection,
-                grant.job_id,
-                EventType.LEASE_GRANTED,
-                phase=lease.phase,
-                detail=message.model_dump(mode="json", exclude={"attempt"}) | {"leader_epoch": self._epoch},
-            )
-            await self._send("signal_lease_granted", grant.job_id, f"grant/{grant.lease_id}", message)
-
-    async def _admit(self, admission: Admit) -> None:
-        job_id = admission.job_id
-        job = (
-            await self._connection.execute(
-                update(jobs)
-                .where(jobs.c.job_id == job_id, jobs.c.state == str(JobState.QUEUED))
-                .values(waiting_reason="", admitted_at=func.now())
-                .returning(jobs.c.trace_parent)
-            )
-        ).one_or_none()
-        if job is None:
-            return
-        attributes = {"headway.job_id": job_id}
-        with continued(job.trace_parent), tracer().start_as_current_span("scheduler.admit", attributes=attributes):
-            starting = states.apply(JobState.QUEUED, states.ADMIT)
-            await append_event(self._connection, job_id, EventType.STATE_CHANGED, state=starting)
-            await self._send("start_workflow", job_id, f"start/{job_id}")
-
-    async def _send(self, kind: str, job_id: str, dedupe_key: str, message: BaseModel | None = None) -> None:
-        await self._connection.execute(
-            insert(outbox)
-            .values(
-                kind=kind,
-                job_id=job_id,
-                dedupe_key=dedupe_key,
-                payload={} if message is None else message.model_dump(mode="json"),
-                trace_parent=traceparent(),
-                state="ready",
-            )
-            .on_conflict_do_nothing(index_elements=["dedupe_key"])
-        )
-
-    async def _write_reasons(self, statement: Any, waiting: list[Waiting]) -> None:
-        if waiting:
-            ids = [waiter.waiter_id for waiter in waiting]
-            reasons = [waiter.reason.words() for waiter in waiting]
-            await self._connection.execute(statement, {"ids": ids, "reasons": reasons})
+        kinds, job_ids, keys, payloads, parents = (list(column) for column in zip(*self._outgoing, strict=True))
+        parameters = {
+            "kinds": kinds,
+            "job_ids": job_ids,
+            "dedupe_keys": keys,
+            "payloads": payloads,
+            "trace_parents": parents,
+        }
+        await self._connection.execute(_SEND, parameters)
+        await notify(self._connection, CHANNEL_OUTBOX)
 
 
-def _changed(waiting: Iterable[Waiting], stored: Mapping[str, str]) -> list[Waiting]:
-    return [waiter for waiter in waiting if _news(waiter, stored[waiter.waiter_id])]
-
-
-def _news(waiter: Waiting, stored: str) -> bool:
-    if isinstance(waiter.reason, NotEvaluated):
-        # The reason it had says more than that this round did not get to it.
-        return not stored
-    return waiter.reason.words() != stored
+def _placed(grant: Grant) -> str:
+    return json.dumps(
+        [[node, members, incarnation] for (node, members), incarnation in zip(grant.placement, grant.incarnations, strict=True)]
+    )

@@ -13,7 +13,8 @@ from datetime import timedelta
 import structlog
 from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import func, select, text, update
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from temporalio.client import Client
@@ -22,9 +23,10 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from control_plane.db.engine import in_transaction
-from control_plane.db.tables import jobs, outbox
 from control_plane.jobs.states import FailureKind, JobState
 from headway_client.telemetry import continued, tracer
+from scheduler import failpoints
+from scheduler.failpoints import Failpoint
 from scheduler.finish import finish
 from scheduler.leader import DeposedError, Leadership
 from scheduler.routing import UnroutableJobError, job_input, route
@@ -32,8 +34,10 @@ from workers.workflows.contracts import JobFailure, LeaseEnd, LeaseGrant, PauseO
 
 _log = structlog.get_logger()
 
-_CONCURRENCY = 16
-"""Most calls to Temporal at once, and most rows in a batch."""
+_CONCURRENCY = 64
+"""Most calls to Temporal at once."""
+_BATCH = 512
+"""Most rows that are read, and recorded, together."""
 _CALL_TIMEOUT = timedelta(seconds=10)
 _RETRY_SECONDS_MAX = 10.0
 
@@ -46,6 +50,18 @@ _DUE = text(
         WHERE earlier.job_id = due.job_id AND earlier.outbox_id < due.outbox_id AND earlier.state = 'ready'
     )
     ORDER BY outbox_id LIMIT :most
+    """
+)
+_JOBS = text(
+    """
+    SELECT job_id::text, project, type, spec, spec_sha256, inputs, state, attempt, pauses, trace_parent FROM jobs
+    WHERE job_id = ANY(CAST(:ids AS uuid[]))
+    """
+).columns(spec=JSONB, inputs=JSONB)
+_DONE = text(
+    """
+    UPDATE outbox SET state = 'done', done_at = now(), last_error = :error
+    WHERE outbox_id = ANY(CAST(:outbox_ids AS bigint[])) AND state = 'ready'
     """
 )
 _NEXT_DUE = text("SELECT extract(epoch FROM min(not_before) - now())::float8 FROM outbox WHERE state = 'ready'")
@@ -85,11 +101,24 @@ class Dispatcher:
         if self._leadership.epoch is None:
             return self._poll_seconds
         async with self._engine.connect() as connection:
-            due: Sequence[RowMapping] = (await connection.execute(_DUE, {"most": _CONCURRENCY})).mappings().all()
+            due: Sequence[RowMapping] = (await connection.execute(_DUE, {"most": _BATCH})).mappings().all()
             if not due:
                 seconds: float | None = (await connection.execute(_NEXT_DUE)).scalar_one()
                 return self._poll_seconds if seconds is None else min(self._poll_seconds, max(0.01, seconds))
-        results = await asyncio.gather(*(self._dispatch(row) for row in due), return_exceptions=True)
+            starting = [row["job_id"] for row in due if row["kind"] == "start_workflow"]
+            found = (await connection.execute(_JOBS, {"ids": starting})).mappings() if starting else ()
+            stored = {job["job_id"]: job for job in found}
+        failpoints.reach(Failpoint.BEFORE_DISPATCH)
+        free = asyncio.Semaphore(_CONCURRENCY)
+
+        async def dispatch(row: RowMapping) -> bool:
+            async with free:
+                return await self._dispatch(row, stored.get(row["job_id"]))
+
+        results = await asyncio.gather(*(dispatch(row) for row in due), return_exceptions=True)
+        failpoints.reach(Failpoint.AFTER_DISPATCH)
+        done = [row["outbox_id"] for row, result in zip(due, results, strict=True) if result is True]
+        await in_transaction(self._engine, lambda connection: _mark_done(connection, done))
         for result in results:
             if isinstance(result, DeposedError):
                 _log.warning("dispatch.refused", reason=str(result))
@@ -98,14 +127,15 @@ class Dispatcher:
                 raise result
         return 0.0
 
-    async def _dispatch(self, row: RowMapping) -> None:
+    async def _dispatch(self, row: RowMapping, job: RowMapping | None) -> bool:
+        """Carries out one row; returns whether that is to be recorded."""
         attributes = {"headway.job_id": row["job_id"], "headway.outbox.kind": row["kind"], "headway.tries": row["tries"]}
         with (
             continued(row["trace_parent"]),
             tracer().start_as_current_span("outbox.dispatch", kind=SpanKind.PRODUCER, attributes=attributes) as span,
         ):
             try:
-                await self._carry_out(row)
+                await self._carry_out(row, job)
             except (UnroutableJobError, ValidationError) as error:
                 span.record_exception(error)
                 await self._give_up(row, str(error))
@@ -114,12 +144,15 @@ class Dispatcher:
                 span.record_exception(error)
                 await self._postpone(row, error)
             else:
-                await in_transaction(self._engine, lambda connection: _mark_done(connection, row))
+                return True
+        return False
 
-    async def _carry_out(self, row: RowMapping) -> None:
+    async def _carry_out(self, row: RowMapping, job: RowMapping | None) -> None:
         match row["kind"]:
             case "start_workflow":
-                await self._start(row["job_id"])
+                if job is None:
+                    raise UnroutableJobError(f"outbox row {row['outbox_id']} starts job {row['job_id']}, which does not exist")
+                await self._start(job)
             case "cancel_workflow":
                 await self._cancel(row["job_id"])
             case kind if kind in _SIGNALS:
@@ -128,9 +161,8 @@ class Dispatcher:
             case kind:
                 raise UnroutableJobError(f"outbox row {row['outbox_id']} is of unknown kind {kind!r}")
 
-    async def _start(self, job_id: str) -> None:
-        async with self._engine.connect() as connection:
-            job = (await connection.execute(select(jobs).where(jobs.c.job_id == job_id))).mappings().one()
+    async def _start(self, job: RowMapping) -> None:
+        job_id = job["job_id"]
         where = route(job["type"])
         argument = job_input(job)
         try:
@@ -183,7 +215,7 @@ class Dispatcher:
         async def fail(connection: AsyncConnection) -> None:
             await self._leadership.fence(connection)
             await finish(connection, row["job_id"], JobState.FAILED, failure)
-            await _mark_done(connection, row, message)
+            await _mark_done(connection, [row["outbox_id"]], message)
 
         await in_transaction(self._engine, fail)
 
@@ -194,9 +226,6 @@ def _ignore_finished(error: RPCError) -> None:
         raise error
 
 
-async def _mark_done(connection: AsyncConnection, row: RowMapping, last_error: str = "") -> None:
-    await connection.execute(
-        update(outbox)
-        .where(outbox.c.outbox_id == row["outbox_id"], outbox.c.state == "ready")
-        .values(state="done", done_at=func.now(), last_error=last_error)
-    )
+async def _mark_done(connection: AsyncConnection, outbox_ids: Sequence[int], last_error: str = "") -> None:
+    if outbox_ids:
+        await connection.execute(_DONE, {"outbox_ids": list(outbox_ids), "error": last_error})

@@ -1,136 +1,270 @@
-"""Reads what a round decides on, in one transaction that sees one moment."""
+"""Keeps the state in step with the database: all of it once, then what changed, each time as of one moment.
+
+Triggers note which jobs and leases changed, a row per statement in `scheduler_changes`. A round reads those jobs and leases
+anew; the notes go with the commit of what it decided. So a round that comes to nothing loses nothing: the next one finds the
+same notes. Rows are read, never changes, so reading one twice does no harm.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import gc
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
-from sqlalchemy import TextClause, text
-from sqlalchemy.engine import RowMapping
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+import structlog
+from pydantic_core import from_json, to_json
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from scheduler.core import HeldLease, LeaseRequest, Limits, Micros, QueuedJob, QueueKey, Shape, Snapshot, Worker
+from control_plane.budgets.prices import prices_in_force
+from control_plane.budgets.standing import BudgetState, read_states
+from governance.prices import Price, price_at
+from scheduler import tree
+from scheduler.core.types import Budget, Limits, Micros, QueueNode
+from scheduler.decay import decayed
+from scheduler.state import JobRow, LeaseRow, State, StateLoader, WorkerRow
+from scheduler.tree import Allowance, Books, QueueRow, node_name
 
-_QUEUED_PER_PROJECT_MAX = 1_000
-"""The best so many of a project's queued jobs are looked at; those further back could not be admitted before them."""
+_log = structlog.get_logger()
 
-_CLOCK = text(
-    """
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PREFETCH = 10_000
+"""Rows that a load takes at once."""
+
+_CLOCK = """
     SELECT (extract(epoch FROM now()) * 1000000)::bigint AS now,
-           (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS started
-    """
-)
-# A job without resources is none of ours; it is admitted, and fails at its dispatch with the reason, alone. Jobs of types that
-# have no workflow are counted apart, so that they take no place from those that could start.
-_QUEUED = text(
-    """
-    SELECT job_id::text, project, priority, (extract(epoch FROM created_at) * 1000000)::bigint AS submitted,
-           coalesce((spec -> 'resources' ->> 'accelerators')::int, 1) AS accelerators,
-           coalesce(spec -> 'resources' ->> 'accelerator_kind', 'any') AS kind, waiting_reason, type
-    FROM (
-        SELECT *, row_number() OVER (
-            PARTITION BY project, (CAST(:types AS text[]) IS NULL OR type = ANY(CAST(:types AS text[])))
-            ORDER BY priority DESC, created_at, job_id
-        ) AS rank
-        FROM jobs WHERE state = 'QUEUED'
-    ) AS ranked
-    WHERE rank <= :most
-    """
-)
-# A paused job prepares nothing, so it takes no place in its project's window; resumed, it may overfill it for a while.
-_ADMITTED = text(
-    "SELECT project, count(*) AS jobs FROM jobs WHERE state IN ('STARTING','RUNNING','PAUSING','CANCELLING') GROUP BY project"
-)
-# A job that is being stopped is given nothing more; its requests end with it. Nor is one that is being paused.
-_REQUESTS = text(
-    """
-    SELECT lease_id::text, leases.job_id::text, leases.project, leases.priority, accelerators, accelerator_kind AS kind,
-           (extract(epoch FROM requested_at) * 1000000)::bigint AS requested, leases.waiting_reason
+        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS started
+"""
+_NOTES = "SELECT change_id, kind, ids FROM scheduler_changes ORDER BY change_id"
+# Whoever reads all jobs need not know which of them changed.
+_NOTES_AT_LOAD = """
+    SELECT change_id, kind, CASE WHEN kind = 'leases' THEN ids END AS ids FROM scheduler_changes ORDER BY change_id
+"""
+
+
+def _micros(column: str) -> str:
+    """Microseconds since 1970. A double holds them exactly until the year 2255, and costs a tenth of a numeric."""
+    return f"(date_part('epoch', {column}) * 1e6)::bigint"
+
+
+_JOB = f"SELECT job_id::text, project, priority, {_micros('created_at')}, state, type, shape FROM jobs"  # noqa: S608 - constants
+_QUEUED_JOBS = f"{_JOB} WHERE state = 'QUEUED'"
+_OPEN_JOBS = f"{_JOB} WHERE state IN ('STARTING','RUNNING','PAUSING','PAUSED','CANCELLING')"
+_NAMED_JOBS = f"{_JOB} WHERE job_id = ANY($1::uuid[])"
+
+_LEASE = f"""
+    SELECT lease_id::text, leases.job_id::text, leases.project, jobs.state, leases.state, leases.shape, leases.priority,
+        {_micros("waiting_since")}, max_run_seconds, claim::text, pool, placement::text,
+        {_micros("granted_at")}, {_micros("expires_at")},
+        {_micros("checkpointed_at")}, preempted_for::text,
+        {_micros("preempted_at")}
     FROM leases JOIN jobs USING (job_id)
-    WHERE leases.state = 'REQUESTED' AND jobs.state IN ('STARTING','RUNNING')
-    """
-)
-_HELD = text(
-    """
-    SELECT lease_id::text, job_id::text, project, worker, worker_incarnation::text AS incarnation, granted_kind AS kind,
-           accelerators, (extract(epoch FROM expires_at) * 1000000)::bigint AS expires
-    FROM leases WHERE state = 'GRANTED'
-    """
-)
-_WORKERS = text(
-    """
-    SELECT name, incarnation::text, accelerator_kind AS kind, accelerators,
-           (extract(epoch FROM heartbeat_at) * 1000000)::bigint AS heartbeat
+"""  # noqa: S608 - constants
+_OPEN_LEASES = f"{_LEASE} WHERE leases.state IN ('REQUESTED','GRANTED')"
+# A job's state says whether its requests wait.
+_LEASES_OF_JOBS = f"{_LEASE} WHERE leases.job_id = ANY($1::uuid[]) AND leases.state IN ('REQUESTED','GRANTED')"
+_NAMED_LEASES = f"{_LEASE} WHERE lease_id = ANY($1::uuid[])"
+
+_WORKERS = """
+    SELECT name, incarnation::text, accelerator_kind, accelerators, cpu_millis, memory_mib, pool, spot, labels::text,
+        cordoned OR draining, (extract(epoch FROM heartbeat_at) * 1000000)::bigint
     FROM workers
-    """
-)
-_QUOTAS = text("SELECT project, max_accelerators FROM quotas")
+"""
+_QUEUE_NODES = "SELECT kind, name, parent, weight, quotas::text FROM queue_nodes"
+_PAST_USE = "SELECT project, accelerator_ms, (extract(epoch FROM as_of) * 1000000)::bigint FROM past_use"
+# What leases used that ended since the notes were last taken: counted when their notes go, so exactly once.
+_ENDED_USE = """
+    SELECT project, sum(accelerator_ms)::bigint FROM leases
+    WHERE state = 'ENDED' AND accelerator_ms > 0 AND lease_id = ANY($1::uuid[]) GROUP BY project
+"""
+
+
+class PastUse(NamedTuple):
+    """Decayed use of a project, as it was at a time."""
+
+    accelerator_ms: int
+    as_of: Micros
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A snapshot, when it was taken, and the waiting reasons stored then."""
+    """What the database says, as of one moment."""
 
-    snapshot: Snapshot
+    state: State
     now: Micros
-    reasons: Mapping[str, str]
-    """What is stored as waiting reason, by id of job or lease."""
+    database_started: Micros
+    workers: Sequence[WorkerRow]
+    tree: tuple[QueueNode, ...]
+    prices: Sequence[Price]
+    """Those in force."""
+    change_ids: Sequence[int]
+    """The notes that this reading took in; they are to go with the commit of what is decided on it."""
+    past_use: Mapping[str, PastUse]
+    """Of the projects whose leases ended, to be written when the notes go."""
+    rows_sha256: str
+    """Of all rows read since the last record of a round."""
+
+    def price(self, kind: str, spot: bool) -> int:
+        """Millionths of the currency for an accelerator-hour; 0: no price is set."""
+        price = price_at(self.prices, kind, spot, _EPOCH + timedelta(microseconds=self.now))
+        return 0 if price is None else price.micros_per_hour
 
 
-async def read_snapshot(engine: AsyncEngine, limits: Limits, carried_over: tuple[QueueKey, ...]) -> Reading:
-    """Everything a round needs, as of one moment.
+class SnapshotReader:
+    """Reads for one leader. After anything unexpected, `forget` makes it read everything anew."""
 
-    Args:
-        engine: where to read.
-        limits: the round's limits.
-        carried_over: from the plan before.
-    """
-    async with engine.connect() as connection:
-        await connection.execution_options(isolation_level="REPEATABLE READ")
-        async with connection.begin():
-            clock = (await connection.execute(_CLOCK)).one()
-            most = max(_QUEUED_PER_PROJECT_MAX, limits.prepare_ahead_per_project)
-            queued = await _rows(
-                connection, _QUEUED, most=most, types=None if limits.job_types is None else sorted(limits.job_types)
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        limits: Limits,
+        job_types: frozenset[str],
+        *,
+        half_life_micros: int,
+        recheck_seconds: float,
+    ) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._job_types = job_types
+        self._half_life_micros = half_life_micros
+        self._recheck_seconds = recheck_seconds
+        self._state: State | None = None
+        self._checked_at = 0.0
+        self._queue_rows: list[QueueRow] = []
+        self._past_use: dict[str, PastUse] = {}
+        self._digest = hashlib.sha256()
+
+    def forget(self) -> None:
+        """What is known may be wrong: the next reading reads everything."""
+        self._state = None
+
+    @property
+    def knows(self) -> bool:
+        """Whether there is a state to keep up."""
+        return self._state is not None
+
+    def committed(self, reading: Reading) -> None:
+        """The reading's notes are gone, and what it says of past use is stored."""
+        self._past_use |= reading.past_use
+
+    def recorded(self) -> None:
+        """A round was recorded with `rows_sha256`; the next one's begins here."""
+        self._digest = hashlib.sha256()
+
+    async def read(self) -> Reading:
+        """What the database says now.
+
+        Raises:
+            SQLAlchemyError, PostgresError: the database failed. What is known may be half-way; forget it.
+        """
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            async with connection.begin():
+                # Begins the transaction, and its one moment.
+                await connection.exec_driver_sql("SELECT 1")
+                raw = (await connection.get_raw_connection()).driver_connection
+                return await self._read(raw, await read_states(connection), await prices_in_force(connection))
+
+    async def _read(self, raw: Any, budgets: Sequence[BudgetState], prices: Sequence[Price]) -> Reading:
+        clock = await raw.fetchrow(_CLOCK)
+        now = Micros(clock["now"])
+        notes = await raw.fetch(_NOTES_AT_LOAD if self._state is None else _NOTES)
+        named = _named(notes)
+        state = await self._kept_up(raw, self._state, named, now)
+        if self._state is None or "queue_nodes" in named:
+            self._queue_rows = [
+                QueueRow(row[0], row[1], row[2], row[3], from_json(row[4])) for row in await raw.fetch(_QUEUE_NODES)
+            ]
+        self._state = state
+        ended: Mapping[str, int] = dict(await raw.fetch(_ENDED_USE, named["leases"])) if named.get("leases") else {}
+        past_use = {project: PastUse(self._decayed(project, now) + used, now) for project, used in ended.items()}
+        workers = [WorkerRow(*row) for row in await raw.fetch(_WORKERS)]
+        return Reading(
+            state=state,
+            now=now,
+            database_started=Micros(clock["started"]),
+            workers=workers,
+            tree=self._tree(now, past_use, budgets),
+            prices=prices,
+            change_ids=[note["change_id"] for note in notes],
+            past_use=past_use,
+            rows_sha256=self._digest.hexdigest(),
+        )
+
+    async def _kept_up(self, raw: Any, state: State | None, named: Mapping[str, list[Any]], now: Micros) -> State:
+        if state is None:
+            self._past_use = {project: PastUse(*rest) for project, *rest in await raw.fetch(_PAST_USE)}
+            return await self._load(raw)
+        await self._refresh(raw, state, named, now)
+        if asyncio.get_running_loop().time() - self._checked_at < self._recheck_seconds:
+            return state
+        fresh = await self._load(raw)
+        if differences := state.differences(fresh):
+            _log.error("snapshot.differs", differences=differences[:10], count=len(differences))
+        return fresh
+
+    async def _refresh(self, raw: Any, state: State, named: Mapping[str, list[Any]], now: Micros) -> None:
+        jobs: list[JobRow] = []
+        found: dict[str, LeaseRow] = {}
+        if named.get("jobs"):
+            jobs = [JobRow(*row) for row in await raw.fetch(_NAMED_JOBS, named["jobs"])]
+            found = {row[0]: LeaseRow(*row) for row in await raw.fetch(_LEASES_OF_JOBS, named["jobs"])}
+        if named.get("leases"):
+            found |= {row[0]: LeaseRow(*row) for row in await raw.fetch(_NAMED_LEASES, named["leases"])}
+        leases = list(found.values())
+        state.apply(jobs, leases)
+        # Renewals leave no note.
+        if expired := state.expired(now):
+            renewed = [LeaseRow(*row) for row in await raw.fetch(_NAMED_LEASES, expired)]
+            state.apply((), renewed)
+            leases += renewed
+        if jobs or leases:
+            self._digest.update(to_json((jobs, leases)))
+
+    async def _load(self, raw: Any) -> State:
+        self._checked_at = asyncio.get_running_loop().time()
+        loader = StateLoader(job_types=self._job_types, limits=self._limits)
+        # A million objects that all stay make the collector look at them again and again, for nothing.
+        gc.disable()
+        try:
+            for query in (_QUEUED_JOBS, _OPEN_JOBS):
+                async for rows in _batches(raw, query):
+                    loader.take(jobs=[JobRow(*row) for row in rows])
+                    self._digest.update(to_json([tuple(row) for row in rows]))
+            async for rows in _batches(raw, _OPEN_LEASES):
+                loader.take(leases=[LeaseRow(*row) for row in rows])
+                self._digest.update(to_json([tuple(row) for row in rows]))
+            return loader.state()
+        finally:
+            gc.enable()
+
+    def _decayed(self, project: str, now: Micros) -> int:
+        use = self._past_use.get(project)
+        return 0 if use is None else decayed(use.accelerator_ms, now - use.as_of, self._half_life_micros)
+
+    def _tree(self, now: Micros, ended: Mapping[str, PastUse], budgets: Sequence[BudgetState]) -> tuple[QueueNode, ...]:
+        faded = {project: self._decayed(project, now) for project in self._past_use}
+        fresh = {project: use.accelerator_ms for project, use in ended.items()}
+        allowances = {
+            node_name(state.budget.scope.kind, state.budget.scope.name): Allowance(
+                Budget(state.standing.left.micros, state.standing.left.accelerator_ms), demoted=state.standing.demoted
             )
-            requests = await _rows(connection, _REQUESTS)
-            snapshot = Snapshot(
-                queued=tuple(_queued_job(row) for row in queued),
-                requests=tuple(_lease_request(row) for row in requests),
-                held=tuple(HeldLease(**row) for row in await _rows(connection, _HELD)),
-                workers=tuple(Worker(**row) for row in await _rows(connection, _WORKERS)),
-                quotas={row["project"]: row["max_accelerators"] for row in await _rows(connection, _QUOTAS)},
-                admitted={row["project"]: row["jobs"] for row in await _rows(connection, _ADMITTED)},
-                database_started=Micros(clock.started),
-                carried_over=carried_over,
-            )
-    reasons = {row["job_id"]: row["waiting_reason"] for row in queued}
-    reasons |= {row["lease_id"]: row["waiting_reason"] for row in requests}
-    return Reading(snapshot, Micros(clock.now), reasons)
+            for state in budgets
+        }
+        return tree.build(self._queue_rows, Books(allowances, faded | fresh))
 
 
-async def _rows(connection: AsyncConnection, statement: TextClause, **parameters: Any) -> list[RowMapping]:
-    return list((await connection.execute(statement, parameters)).mappings())
+def _named(notes: Sequence[Any]) -> dict[str, list[Any]]:
+    """What the notes name, each once, by kind."""
+    named: dict[str, dict[Any, None]] = {}
+    for note in notes:
+        named.setdefault(note["kind"], {}).update(dict.fromkeys(note["ids"] or ()))
+    return {kind: list(ids) for kind, ids in named.items()}
 
 
-def _queued_job(row: RowMapping) -> QueuedJob:
-    return QueuedJob(
-        job_id=row["job_id"],
-        project=row["project"],
-        priority=row["priority"],
-        submitted=row["submitted"],
-        shape=Shape(row["accelerators"], row["kind"]),
-        job_type=row["type"],
-    )
-
-
-def _lease_request(row: RowMapping) -> LeaseRequest:
-    return LeaseRequest(
-        lease_id=row["lease_id"],
-        job_id=row["job_id"],
-        project=row["project"],
-        priority=row["priority"],
-        requested=row["requested"],
-        shape=Shape(row["accelerators"], row["kind"]),
-    )
+async def _batches(raw: Any, query: str) -> AsyncIterator[list[Any]]:
+    cursor = await raw.cursor(query)
+    while rows := await cursor.fetch(_PREFETCH):
+        yield rows

@@ -25,6 +25,7 @@ from headway.logs.v1 import log_service_pb2
 from headway.projects.v1 import project_service_pb2
 from headway.quotas.v1 import quota_service_pb2
 from headway.registry.v1 import registry_service_pb2
+from headway.scheduler.v1 import scheduler_service_pb2
 from headway.webhooks.v1 import webhook_service_pb2
 from headway_client.errors import HeadwayError
 
@@ -38,6 +39,7 @@ _FILES = (
     project_service_pb2,
     quota_service_pb2,
     registry_service_pb2,
+    scheduler_service_pb2,
     webhook_service_pb2,
 )
 # Every method has a request type of its own, so the request says which method it is for.

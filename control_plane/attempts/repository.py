@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, bindparam, func, select, text, update
+from sqlalchemy import ColumnElement, RowMapping, bindparam, func, null, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,6 +17,7 @@ from control_plane.db.tables import CHANNEL_SCHEDULER, checkpoints, job_events, 
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs import states
 from control_plane.jobs.states import JobPhase, JobState
+from scheduler.core.types import Resource, Shape
 
 
 async def start_phase(connection: AsyncConnection, job_id: str, attempt: int, phase: JobPhase) -> None:
@@ -24,7 +25,7 @@ async def start_phase(connection: AsyncConnection, job_id: str, attempt: int, ph
     job = await lock_current(connection, job_id, attempt)
     if await _recorded(connection, job_id, attempt, phase, EventType.PHASE_STARTED):
         return
-    await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(phase=str(phase), waiting_reason=""))
+    await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(phase=str(phase)))
     if JobState(job["state"]) is JobState.STARTING:
         running = states.apply(JobState.STARTING, states.RUN)
         await append_event(connection, job_id, EventType.STATE_CHANGED, state=running)
@@ -60,8 +61,7 @@ async def request_lease(
     attempt: int,
     phase: JobPhase,
     *,
-    accelerators: int,
-    accelerator_kind: str,
+    shape: Shape,
     max_run_seconds: int,
 ) -> None:
     """Stores a request for a lease, once per lease id."""
@@ -78,10 +78,10 @@ async def request_lease(
             project=job["project"],
             phase=str(phase),
             state="REQUESTED",
-            accelerators=accelerators,
-            accelerator_kind=accelerator_kind,
+            **_columns(shape),
             priority=job["priority"],
             max_run_seconds=max_run_seconds,
+            waiting_since=_waiting_since(job_id),
         )
         .on_conflict_do_nothing(index_elements=["lease_id"])
     )
@@ -91,9 +91,37 @@ async def request_lease(
             job_id,
             EventType.LEASE_REQUESTED,
             phase=phase,
-            detail={"lease_id": lease_id, "accelerators": accelerators, "accelerator_kind": accelerator_kind},
+            detail={"lease_id": lease_id, "accelerators": shape.accelerators, "accelerator_kind": shape.kind},
         )
         await notify(connection, CHANNEL_SCHEDULER)
+
+
+def _waiting_since(job_id: str) -> ColumnElement[datetime]:
+    """Since when a job that asks now has waited: one whose last lease was preempted goes on from where that one stood."""
+    last = (
+        select(leases.c.waiting_since, leases.c.preempted_for, leases.c.outcome)
+        .where(leases.c.job_id == job_id, leases.c.state == "ENDED", leases.c.granted_at.is_not(None))
+        .order_by(leases.c.ended_at.desc())
+        .limit(1)
+        .subquery()
+    )
+    yielded = last.c.preempted_for.is_not(None) & (last.c.outcome != "completed")
+    return func.coalesce(select(last.c.waiting_since).where(yielded).scalar_subquery(), func.now())
+
+
+def _columns(shape: Shape) -> dict[str, Any]:
+    """A shape as the columns of `leases` have it."""
+    topology = shape.topology
+    return {
+        "accelerator_kind": shape.kind,
+        "accelerators": shape.member[Resource.ACCELERATORS],
+        "cpu_millis": shape.member[Resource.CPU_MILLIS],
+        "memory_mib": shape.member[Resource.MEMORY_MIB],
+        "members": shape.members,
+        "spot": shape.spot,
+        "labels": dict(shape.labels),
+        "topology": null() if topology is None else {"level": topology.level, "mode": str(topology.mode)},
+    }
 
 
 async def renew_lease(
@@ -195,6 +223,8 @@ async def commit_checkpoint(
     if written.rowcount == 0:  # this attempt committed it before
         return
     await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(checkpoint_step=step))
+    held = update(leases).where(leases.c.job_id == job_id, leases.c.attempt == attempt, leases.c.state == "GRANTED")
+    await connection.execute(held.values(checkpointed_at=func.now()))
     await append_event(
         connection,
         job_id,

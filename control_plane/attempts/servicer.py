@@ -14,11 +14,12 @@ from control_plane.db.engine import in_transaction
 from control_plane.db.mutations import audited
 from control_plane.errors import invalid_field
 from control_plane.jobs.convert import failure_from_proto
-from control_plane.jobs.spec import AcceleratorKind, Sha256Hex
+from control_plane.jobs.spec import Sha256Hex
 from control_plane.jobs.states import JobPhase, JobState
 from control_plane.rpc import pages
 from control_plane.rpc.convert import identifier, plain, timestamp, validated_value
 from control_plane.rpc.text import require_text
+from control_plane.scheduling.shapes import shape_of_message
 from headway.attempts.v1 import attempt_service_pb2 as pb
 from headway.attempts.v1 import attempt_service_pb2_grpc
 from headway.jobs.v1 import job_pb2
@@ -66,9 +67,7 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
         del context
         lease_id, job_id = identifier(request.lease_id, "lease_id"), identifier(request.job_id, "job_id")
         phase = _phase(request.phase)
-        kind = validated_value(AcceleratorKind, request.shape.accelerator_kind or "any", "shape.accelerator_kind")
-        if not 1 <= request.shape.accelerators <= 4_096:
-            raise invalid_field("shape.accelerators", f"is {request.shape.accelerators}; expected 1 to 4,096")
+        shape = shape_of_message(request.shape, "shape")
         if not 1 <= request.max_run_seconds <= 2_592_000:
             raise invalid_field("max_run_seconds", f"is {request.max_run_seconds}; expected 1 to 2,592,000")
         await self._run(
@@ -78,8 +77,7 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
                 job_id,
                 request.attempt,
                 phase,
-                accelerators=request.shape.accelerators,
-                accelerator_kind=kind,
+                shape=shape,
                 max_run_seconds=request.max_run_seconds,
             )
         )

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
-from sqlalchemy import func, select, text
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from control_plane.audit import writer
 from control_plane.call import current_call
+from control_plane.capacity import repository
+from control_plane.capacity.offers import offer_of, worker_message
 from control_plane.db.engine import in_transaction
-from control_plane.db.events import notify
-from control_plane.db.tables import CHANNEL_SCHEDULER, leases, workers
+from control_plane.db.mutations import once
+from control_plane.db.tables import workers
 from control_plane.errors import Reason, RefusedError, invalid_field
 from control_plane.identity.principal import CredentialKind
-from control_plane.jobs.spec import AcceleratorKind, ProjectName
+from control_plane.jobs.spec import AcceleratorKind, ProjectName, canonical_sha256
 from control_plane.rpc import pages
-from control_plane.rpc.convert import identifier, timestamp, validated_value
+from control_plane.rpc.convert import identifier, validated_value
 from control_plane.rpc.pages import Cursors
 from headway.capacity.v1 import capacity_service_pb2 as pb
 from headway.capacity.v1 import capacity_service_pb2_grpc
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_POOL_NODES_MAX = 5_000
 
 
 class CapacityServicer(capacity_service_pb2_grpc.CapacityServiceServicer):
@@ -39,89 +42,101 @@ class CapacityServicer(capacity_service_pb2_grpc.CapacityServiceServicer):
     ) -> pb.RegisterWorkerResponse:
         """Registration and heartbeat in one: the row is what the worker says, as of now."""
         del context
-        worker = request.worker
-        # A worker's name obeys the rules of a project's.
-        name = validated_value(ProjectName, worker.name, "worker.name")
-        _require_own_name(name)
-        incarnation = identifier(worker.incarnation, "worker.incarnation")
-        kind = validated_value(AcceleratorKind, worker.accelerator_kind, "worker.accelerator_kind")
-        if kind == "any":
-            raise invalid_field("worker.accelerator_kind", "is 'any', which only a request may say; expected the kind offered")
-        if not 0 <= worker.accelerators <= 1_024:
-            raise invalid_field("worker.accelerators", f"is {worker.accelerators}; expected 0 to 1,024")
-        values = {"incarnation": incarnation, "accelerator_kind": kind, "accelerators": worker.accelerators}
-
-        call = current_call()
-        call.object = name
-
-        async def register(connection: AsyncConnection) -> None:
-            before = await connection.execute(
-                select(
-                    workers.c.incarnation, workers.c.accelerators, workers.c.accelerator_kind, _alive(self._worker_lost_seconds)
-                )
-                .where(workers.c.name == name)
-                .with_for_update()
-            )
-            row = before.one_or_none()
-            await connection.execute(
-                insert(workers)
-                .values(name=name, **values)
-                .on_conflict_do_update(index_elements=["name"], set_={**values, "heartbeat_at": func.now()})
-            )
-            # A mere heartbeat wakes nobody, and has no record of its own.
-            if row is None or tuple(row) != (incarnation, worker.accelerators, kind, True):
-                await writer.append(connection, call)
-                await notify(connection, CHANNEL_SCHEDULER)
-
-        await in_transaction(self._engine, register)
+        offer = offer_of(request.worker, "worker")
+        _require_own_name(offer["name"])
+        current_call().object = offer["name"]
+        await self._register([offer])
         return pb.RegisterWorkerResponse(heartbeat_seconds=self._worker_lost_seconds / 3)
+
+    async def RegisterNodePool(  # noqa: N802 - gRPC's name
+        self, request: pb.RegisterNodePoolRequest, context: _Context
+    ) -> pb.RegisterNodePoolResponse:
+        """As RegisterWorker, for many nodes of a pool."""
+        del context
+        _require_token()
+        pool = validated_value(AcceleratorKind, request.pool, "pool")
+        offers = _offers_of_pool(request.nodes, pool)
+        current_call().object = pool
+        cordoned = await self._register(offers)
+        return pb.RegisterNodePoolResponse(heartbeat_seconds=self._worker_lost_seconds / 3, cordoned=cordoned)
+
+    async def _register(self, offers: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Stores offers; returns those of the workers that take nothing new."""
+        call = current_call()
+
+        async def register(connection: AsyncConnection) -> list[str]:
+            # A mere heartbeat wakes nobody, and has no record of its own.
+            if await repository.register(connection, offers, self._worker_lost_seconds):
+                await writer.append(connection, call)
+            return await repository.cordoned_among(connection, [offer["name"] for offer in offers])
+
+        return await in_transaction(self._engine, register)
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: _Context) -> pb.ListWorkersResponse:  # noqa: N802 - gRPC's name
         """The workers known, by name."""
         del context
         size = pages.page_size(request.page_size, default=100, maximum=1_000)
-        after = self._cursors.decode(request.page_token, "ListWorkers", (str,), "page_token")
-        leased = (
-            select(func.coalesce(func.sum(leases.c.accelerators), 0))
-            .where(leases.c.worker == workers.c.name, leases.c.state == "GRANTED")
-            .scalar_subquery()
-        )
-        query = (
-            select(workers, leased.label("leased"), _alive(self._worker_lost_seconds).label("alive"))
-            .where(workers.c.name > ("" if after is None else after[0]))
-            .order_by(workers.c.name)
-            .limit(size + 1)
-        )
+        after = self._cursors.decode(request.page_token, "ListWorkers", (str,), "page_token") or [""]
+        query = repository.workers_query(self._worker_lost_seconds).where(workers.c.name > after[0])
         async with self._engine.connect() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+            rows = (await connection.execute(query.order_by(workers.c.name).limit(size + 1))).mappings().all()
         page = rows[:size]
         return pb.ListWorkersResponse(
-            workers=[
-                pb.Worker(
-                    name=row["name"],
-                    incarnation=row["incarnation"],
-                    accelerator_kind=row["accelerator_kind"],
-                    accelerators=row["accelerators"],
-                    accelerators_leased=int(row["leased"]),
-                    alive=row["alive"],
-                    heartbeat_time=timestamp(row["heartbeat_at"]),
-                )
-                for row in page
-            ],
+            workers=map(worker_message, page),
             next_page_token=self._cursors.encode("ListWorkers", [page[-1]["name"]]) if len(rows) > size else "",
         )
+
+    async def DeleteWorker(self, request: pb.DeleteWorkerRequest, context: _Context) -> pb.DeleteWorkerResponse:  # noqa: N802 - gRPC's name
+        """Forgets a worker that holds nothing, once per request id."""
+        del context
+        request_id = identifier(request.request_id, "request_id")
+        name = validated_value(ProjectName, request.name, "name")
+        current_call().object = name
+
+        async def delete(connection: AsyncConnection) -> pb.DeleteWorkerResponse:
+            await repository.delete_worker(connection, name)
+            return pb.DeleteWorkerResponse()
+
+        sha256 = canonical_sha256({"method": "DeleteWorker", "name": name})
+        return await once(self._engine, "", request_id, sha256, pb.DeleteWorkerResponse, delete)
+
+
+def _offers_of_pool(nodes: Sequence[pb.Worker], pool: str) -> list[dict[str, Any]]:
+    if not 1 <= len(nodes) <= _POOL_NODES_MAX:
+        raise invalid_field("nodes", f"holds {len(nodes)}; expected 1 to {_POOL_NODES_MAX:,}")
+    offers: dict[str, dict[str, Any]] = {}
+    first: dict[str, Any] = {}
+    for index, node in enumerate(nodes):
+        path = f"nodes[{index}]"
+        offer = offer_of(node, path)
+        if offer["pool"] not in ("", pool):
+            raise invalid_field(f"{path}.pool", f"is {offer['pool']!r}; expected {pool!r}, or to be empty")
+        offer["pool"] = pool
+        first = first or offer
+        for name in ("accelerator_kind", "spot"):
+            if offer[name] != first[name]:
+                raise invalid_field(f"{path}.{name}", f"is {offer[name]!r}; expected {first[name]!r}, as on the first node")
+        if offers.setdefault(offer["name"], offer) is not offer:
+            raise invalid_field(f"{path}.name", f"is {offer['name']!r}, as on a node before; expected each name once")
+    return list(offers.values())
 
 
 def _require_own_name(name: str) -> None:
     """A certificate names one worker, and that is the one it registers. A token is for all workers that were given it."""
     caller = current_call().principal
     if caller.credential is CredentialKind.CERTIFICATE and caller.subject != f"worker:{name}":
-        raise RefusedError(
-            Reason.PERMISSION_DENIED,
-            f"the certificate is that of {caller.subject}; it cannot register worker {name}",
-            {"method": "headway.capacity.v1.CapacityService/RegisterWorker", "role_required": "WORKER"},
-        )
+        raise _not_certified(f"it cannot register worker {name}", "RegisterWorker")
 
 
-def _alive(worker_lost_seconds: float) -> Any:
-    return workers.c.heartbeat_at > func.now() - text("make_interval(secs => :lost)").bindparams(lost=worker_lost_seconds)
+def _require_token() -> None:
+    """Nodes have many names, and a certificate has one."""
+    if current_call().principal.credential is CredentialKind.CERTIFICATE:
+        raise _not_certified("it cannot register the nodes of a pool; call with a token of role WORKER", "RegisterNodePool")
+
+
+def _not_certified(what: str, method: str) -> RefusedError:
+    return RefusedError(
+        Reason.PERMISSION_DENIED,
+        f"the certificate is that of {current_call().principal.subject}; {what}",
+        {"method": f"headway.capacity.v1.CapacityService/{method}", "role_required": "WORKER"},
+    )

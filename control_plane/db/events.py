@@ -18,7 +18,7 @@ from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.db.tables import CHANNEL_EVENTS_POSITIONED, CHANNEL_EVENTS_WRITTEN, event_log_head
-from control_plane.jobs.states import FINAL_STATES, JobPhase, JobState
+from control_plane.jobs.states import ADMIT, FINAL_STATES, JobPhase, JobState
 from control_plane.webhooks.outbox import enqueue
 
 
@@ -47,34 +47,39 @@ class Happening:
         job_id: the job; it must exist.
         detail: what there is to know, as JSON values.
         state: the job's new state, which is stored on the job too; None: unchanged.
+        phase: the phase it concerns.
+        attempt: the attempt it concerns; None: the job's current one. An event of the next attempt moves the job on to it.
     """
 
     job_id: str
     detail: Mapping[str, Any] = field(default_factory=dict[str, Any])
     state: JobState | None = None
+    phase: JobPhase | str | None = None
+    attempt: int | None = None
 
 
-# One statement however many jobs: their rows are changed, and give their events what only they know. A job that moves waits no
-# more.
+# One statement however many jobs: their rows are changed, and give their events what only they know.
 _APPEND = text(
     """
     WITH given AS (
-        SELECT job_id, state, detail::jsonb AS detail
-        FROM unnest(CAST(:job_ids AS uuid[]), CAST(:states AS text[]), CAST(:details AS text[]))
-            AS given (job_id, state, detail)
+        SELECT job_id, state, phase, attempt, detail::jsonb AS detail
+        FROM unnest(
+            CAST(:job_ids AS uuid[]), CAST(:states AS text[]), CAST(:phases AS text[]), CAST(:attempts AS int[]),
+            CAST(:details AS text[])
+        ) AS given (job_id, state, phase, attempt, detail)
     ), changed AS (
         UPDATE jobs
         SET event_sequence = event_sequence + 1, version = version + 1, updated_at = now(),
             state = coalesce(given.state, jobs.state),
-            ended_at = CASE WHEN given.state = ANY(CAST(:final AS text[])) THEN now() ELSE ended_at END,
-            waiting_reason = CASE WHEN given.state IS NULL THEN waiting_reason ELSE '' END
+            attempt = greatest(jobs.attempt, given.attempt),
+            admitted_at = CASE WHEN given.state = :admitted THEN now() ELSE admitted_at END,
+            ended_at = CASE WHEN given.state = ANY(CAST(:final AS text[])) THEN now() ELSE ended_at END
         FROM given WHERE jobs.job_id = given.job_id
-        RETURNING jobs.job_id, project, job_set, event_sequence, jobs.state, attempt, given.detail
+        RETURNING jobs.job_id, project, job_set, event_sequence, jobs.state, given.phase,
+            coalesce(given.attempt, jobs.attempt) AS attempt, given.detail
     )
     INSERT INTO job_events (job_id, project, job_set, sequence, type, state, phase, attempt, detail)
-    SELECT job_id, project, job_set, event_sequence, :type, state, CAST(:phase AS text),
-        coalesce(CAST(:attempt AS int), attempt), detail
-    FROM changed
+    SELECT job_id, project, job_set, event_sequence, :type, state, phase, attempt, detail FROM changed
     RETURNING sequence
     """
 )
@@ -104,33 +109,36 @@ async def append_event(
         detail: what else there is to know, as JSON values.
         state: the job's new state, which is stored on the job too; None: unchanged.
     """
-    happening = Happening(job_id, detail or {}, None if state is None else JobState(state))
-    [sequence] = await _append(connection, event_type, [happening], phase, attempt)
+    happening = Happening(job_id, detail or {}, None if state is None else JobState(state), phase, attempt)
+    [sequence] = await _append(connection, event_type, [happening])
     return sequence
 
 
 async def append_events(connection: AsyncConnection, event_type: EventType, happenings: Sequence[Happening]) -> None:
-    """Appends one event of a type to each of many jobs, as `append_event` does, in one statement. No job may be named twice."""
-    if happenings:
-        await _append(connection, event_type, happenings, None, None)
+    """Appends events of a type, as `append_event` does, in one statement; a job's in the order given, which takes one more for
+    each further time that a job is named."""
+    left = happenings
+    while left:
+        first: dict[str, Happening] = {}
+        again: list[Happening] = []
+        for happening in left:
+            if first.setdefault(happening.job_id, happening) is not happening:
+                again.append(happening)
+        await _append(connection, event_type, list(first.values()))
+        left = again
 
 
-async def _append(
-    connection: AsyncConnection,
-    event_type: EventType,
-    happenings: Sequence[Happening],
-    phase: JobPhase | str | None,
-    attempt: int | None,
-) -> Sequence[int]:
+async def _append(connection: AsyncConnection, event_type: EventType, happenings: Sequence[Happening]) -> Sequence[int]:
     appended = await connection.execute(
         _APPEND,
         {
             "job_ids": [happening.job_id for happening in happenings],
             "states": [None if happening.state is None else str(happening.state) for happening in happenings],
+            "phases": [None if happening.phase is None else str(happening.phase) for happening in happenings],
+            "attempts": [happening.attempt for happening in happenings],
             "details": [json.dumps(dict(happening.detail)) for happening in happenings],
             "type": str(event_type),
-            "phase": None if phase is None else str(phase),
-            "attempt": attempt,
+            "admitted": str(ADMIT.target),
             "final": _FINAL,
         },
     )

@@ -5,106 +5,138 @@ Everything that locks both a job and its leases locks the job first; so do these
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, select, text, update
+from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.db.events import EventType, append_event, notify
-from control_plane.db.tables import CHANNEL_SCHEDULER, jobs, leases
+from control_plane.budgets.settling import LeaseUse, settle_many
+from control_plane.db.events import EventType, Happening, append_events, notify
+from control_plane.db.tables import CHANNEL_SCHEDULER, leases
 
 OUTCOME_LOST = "lost"
 OUTCOME_REFUSED = "refused"
 OUTCOME_PAUSED = "paused"
 
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one lease ends.
+
+    Attributes:
+        lease_id: the lease.
+        outcome: how the work under it ended: "completed", "failed", "cancelled", "lost", "preempted", "paused" or "refused".
+        reason: why, in words, when it was lost, preempted or paused; for the event.
+    """
+
+    lease_id: str
+    outcome: str
+    reason: str = ""
+
+
+_LOCK_JOBS = text(
+    """
+    SELECT job_id FROM jobs
+    WHERE job_id IN (SELECT job_id FROM leases WHERE lease_id = ANY(CAST(:lease_ids AS uuid[]))) ORDER BY job_id FOR UPDATE
+    """
+)
 # A request that was never granted has no `granted_at` and used nothing.
 _END = text(
     """
     UPDATE leases
-    SET state = 'ENDED', ended_at = now(), outcome = :outcome, waiting_reason = '',
-        accelerator_ms = accelerators
+    SET state = 'ENDED', ended_at = now(), outcome = given.outcome,
+        accelerator_ms = accelerators * members::bigint
             * coalesce(greatest(0, floor(extract(epoch FROM now() - granted_at) * 1000)), 0)::bigint
-    WHERE lease_id = :lease_id AND state <> 'ENDED'
-    RETURNING phase, attempt, granted_kind, accelerators, accelerator_ms
+    FROM unnest(CAST(:lease_ids AS uuid[]), CAST(:outcomes AS text[])) AS given (lease_id, outcome)
+    WHERE leases.lease_id = given.lease_id AND state <> 'ENDED'
+    RETURNING leases.lease_id::text, job_id::text, phase, attempt, granted_kind, accelerators * members AS accelerators,
+        accelerator_ms
     """
 )
-
 _SETTLE = text(
     """
     UPDATE jobs
-    SET accelerator_ms = jsonb_set(
-        accelerator_ms, ARRAY[CAST(:kind AS text)],
-        to_jsonb(coalesce((accelerator_ms ->> CAST(:kind AS text))::bigint, 0) + :used)
+    SET accelerator_ms = accelerator_ms || (
+        SELECT jsonb_object_agg(used.kind, used.ms::bigint + coalesce((accelerator_ms ->> used.kind)::bigint, 0))
+        FROM jsonb_each_text(given.used::jsonb) AS used (kind, ms)
     )
-    WHERE job_id = :job_id
+    FROM unnest(CAST(:job_ids AS uuid[]), CAST(:used AS text[])) AS given (job_id, used)
+    WHERE jobs.job_id = given.job_id
     """
 )
 
 
 async def end_lease(connection: AsyncConnection, lease_id: str, outcome: str, reason: str = "") -> int | None:
-    """Ends a lease, or withdraws its request: settles its use on lease and job, appends the event, wakes the scheduler.
+    """Ends a lease, or withdraws its request, as `end_leases` does.
+
+    Returns:
+        Accelerator-milliseconds used; None if there is no such lease or it had ended before, which changes nothing.
+    """
+    return (await end_leases(connection, [Ending(lease_id, outcome, reason)])).get(lease_id)
+
+
+async def end_leases(connection: AsyncConnection, endings: Sequence[Ending]) -> dict[str, int]:
+    """Ends leases, or withdraws their requests: settles their use on lease and job, appends the events, wakes the scheduler.
 
     Use is the milliseconds from grant to end, by the database's clock, times the accelerators held.
 
     Args:
         connection: a connection in a transaction.
-        lease_id: the lease.
-        outcome: how the work under it ended: "completed", "failed", "cancelled", "lost", "preempted", "paused" or "refused".
-        reason: why, in words, when it was lost, preempted or paused; for the event.
+        endings: of each lease one.
 
     Returns:
-        Accelerator-milliseconds used; None if there is no such lease or it had ended before, which changes nothing.
+        Accelerator-milliseconds used, by lease; those that do not exist or had ended before are not in it, and stay.
     """
-    job_id = await _lock_job_of(connection, lease_id)
-    if job_id is None:
-        return None
-    lease = (await connection.execute(_END, {"lease_id": lease_id, "outcome": outcome})).one_or_none()
-    if lease is None:
-        return None
-    used = int(lease.accelerator_ms)
-    if lease.granted_kind is None:
-        # Its job was waiting for it, and said so.
-        await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(waiting_reason=""))
-    else:
-        await connection.execute(_SETTLE, {"job_id": job_id, "kind": lease.granted_kind, "used": used})
-    await _append_events(connection, job_id, lease_id, lease, outcome, reason)
+    lease_ids = [ending.lease_id for ending in endings]
+    await connection.execute(_LOCK_JOBS, {"lease_ids": lease_ids})
+    outcomes = [ending.outcome for ending in endings]
+    rows = (await connection.execute(_END, {"lease_ids": lease_ids, "outcomes": outcomes})).all()
+    if not rows:
+        return {}
+    ended = {row.lease_id: row for row in rows}
+    await _settle(connection, rows)
+    await settle_many(connection, [LeaseUse(row.lease_id, row.accelerator_ms) for row in rows if row.granted_kind is not None])
+    await _append_events(connection, [(ending, ended[ending.lease_id]) for ending in endings if ending.lease_id in ended])
     await notify(connection, CHANNEL_SCHEDULER)
-    return used
+    return {row.lease_id: int(row.accelerator_ms) for row in rows}
 
 
 async def end_open_leases(connection: AsyncConnection, job_id: str, outcome: str, reason: str = "") -> None:
     """Ends every lease that a job holds or asks for."""
     still_open = select(leases.c.lease_id).where(leases.c.job_id == job_id, leases.c.state != "ENDED")
-    for lease_id in (await connection.execute(still_open.order_by(leases.c.lease_id))).scalars().all():
-        await end_lease(connection, lease_id, outcome, reason)
+    lease_ids = (await connection.execute(still_open.order_by(leases.c.lease_id))).scalars().all()
+    if lease_ids:
+        await end_leases(connection, [Ending(lease_id, outcome, reason) for lease_id in lease_ids])
 
 
-async def _lock_job_of(connection: AsyncConnection, lease_id: str) -> str | None:
-    owner = select(leases.c.job_id).where(leases.c.lease_id == lease_id).scalar_subquery()
-    return (
-        await connection.execute(select(jobs.c.job_id).where(jobs.c.job_id == owner).with_for_update())
-    ).scalar_one_or_none()
+async def _settle(connection: AsyncConnection, ended: Sequence[Row[Any]]) -> None:
+    used: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for row in ended:
+        if row.granted_kind is not None:
+            used[row.job_id][row.granted_kind] += row.accelerator_ms
+    if used:
+        settled = {"job_ids": list(used), "used": [json.dumps(by_kind) for by_kind in used.values()]}
+        await connection.execute(_SETTLE, settled)
 
 
-async def _append_events(
-    connection: AsyncConnection, job_id: str, lease_id: str, lease: Row[Any], outcome: str, reason: str
-) -> None:
-    detail: dict[str, Any] = {
-        "lease_id": lease_id,
-        "outcome": outcome,
-        "accelerators": lease.accelerators,
-        "accelerator_kind": lease.granted_kind or "",
-        "accelerator_seconds": lease.accelerator_ms / 1000,
-    }
-    if reason:
-        detail["reason"] = reason
-    await append_event(connection, job_id, EventType.LEASE_ENDED, phase=lease.phase, attempt=lease.attempt, detail=detail)
-    if outcome == OUTCOME_LOST and lease.attempt is not None:
-        await append_event(
-            connection,
-            job_id,
-            EventType.ATTEMPT_LOST,
-            phase=lease.phase,
-            attempt=lease.attempt,
-            detail={"lease_id": lease_id, "reason": reason} if reason else {"lease_id": lease_id},
-        )
+async def _append_events(connection: AsyncConnection, ended: Sequence[tuple[Ending, Row[Any]]]) -> None:
+    endings: list[Happening] = []
+    losses: list[Happening] = []
+    for ending, row in ended:
+        said = {"reason": ending.reason} if ending.reason else {}
+        detail: dict[str, Any] = {
+            "lease_id": ending.lease_id,
+            "outcome": ending.outcome,
+            "accelerators": row.accelerators,
+            "accelerator_kind": row.granted_kind or "",
+            "accelerator_seconds": row.accelerator_ms / 1000,
+        }
+        endings.append(Happening(row.job_id, detail | said, phase=row.phase, attempt=row.attempt))
+        if ending.outcome == OUTCOME_LOST and row.attempt is not None:
+            losses.append(Happening(row.job_id, {"lease_id": ending.lease_id} | said, phase=row.phase, attempt=row.attempt))
+    await append_events(connection, EventType.LEASE_ENDED, endings)
+    await append_events(connection, EventType.ATTEMPT_LOST, losses)

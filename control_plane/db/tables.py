@@ -8,15 +8,16 @@ from __future__ import annotations
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     ForeignKey,
     Identity,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     Table,
     Text,
     UniqueConstraint,
@@ -24,18 +25,23 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    }
-)
+import control_plane.db.budget_tables  # noqa: F401  # pyright: ignore[reportUnusedImport] - completes the metadata
+from control_plane.db.schema import NOW as _NOW
+from control_plane.db.schema import metadata
 
-_NOW = text("now()")
 _EMPTY_OBJECT = text("'{}'::jsonb")
+
+# What a shape is made of, in the order of its text, and what it is where nobody said.
+_SHAPE_DEFAULTS = {
+    "accelerator_kind": "any",
+    "accelerators": "1",
+    "cpu_millis": "0",
+    "memory_mib": "0",
+    "members": "1",
+    "spot": "false",
+    "labels": "{}",
+    "topology": "null",
+}
 
 jobs = Table(
     "jobs",
@@ -59,7 +65,6 @@ jobs = Table(
         nullable=False,
     ),
     Column("phase", Text),
-    Column("waiting_reason", Text, nullable=False, server_default=""),
     # The fence: leases granted so far. A worker's write names it.
     Column("attempt", Integer, nullable=False, server_default="0"),
     # Counts the job's events, so that within a job commit order is sequence order.
@@ -82,6 +87,17 @@ jobs = Table(
     Column("rerun_of", UUID(as_uuid=False)),
     # Pauses asked for so far: the number of the newest. Its confirmation names it, so that one never confirms another.
     Column("pauses", Integer, nullable=False, server_default="0"),
+    # What its largest lease will ask for, written as a lease's shape is: what is alike has the same text.
+    Column(
+        "shape",
+        Text,
+        Computed(
+            " || ' ' || ".join(
+                f"coalesce(spec #>> '{{resources,{name}}}', '{default}')" for name, default in _SHAPE_DEFAULTS.items()
+            ),
+            persisted=True,
+        ),
+    ),
     CheckConstraint("(ended_at IS NOT NULL) = (state IN ('SUCCEEDED','FAILED','CANCELLED'))", name="ended"),
     Index("ix_jobs_queued", text("priority DESC"), "created_at", "job_id", postgresql_where=text("state = 'QUEUED'")),
     Index("ix_jobs_open", "project", postgresql_where=text("state IN ('STARTING','RUNNING','PAUSING','PAUSED','CANCELLING')")),
@@ -104,6 +120,8 @@ jobs = Table(
         text("job_id DESC"),
         postgresql_where=text("job_set <> ''"),
     ),
+    # Room for what follows on a job's own page: most updates of it then touch no index.
+    postgresql_with={"fillfactor": "80"},
 )
 
 idempotency_keys = Table(
@@ -193,24 +211,58 @@ leases = Table(
     Column("project", Text, nullable=False),
     Column("phase", Text, nullable=False),
     Column("state", Text, CheckConstraint("state IN ('REQUESTED','GRANTED','ENDED')", name="state"), nullable=False),
+    # Of each member.
     Column("accelerators", Integer, CheckConstraint("accelerators >= 1", name="accelerators"), nullable=False),
     # Asked for; may be "any".
     Column("accelerator_kind", Text, nullable=False),
+    Column("members", Integer, CheckConstraint("members >= 1", name="members"), nullable=False, server_default="1"),
+    Column("cpu_millis", Integer, CheckConstraint("cpu_millis >= 0", name="cpu_millis"), nullable=False, server_default="0"),
+    Column("memory_mib", Integer, CheckConstraint("memory_mib >= 0", name="memory_mib"), nullable=False, server_default="0"),
+    # Whether spot pools will do.
+    Column("spot", Boolean, nullable=False, server_default=text("false")),
+    # What every node must carry.
+    Column("labels", JSONB, nullable=False, server_default=_EMPTY_OBJECT),
+    # The level whose domains matter, and the mode.
+    Column("topology", JSONB),
+    # All of the above in one text.
+    Column(
+        "shape",
+        Text,
+        Computed(
+            "accelerator_kind || ' ' || accelerators::text || ' ' || cpu_millis::text || ' ' || memory_mib::text || ' ' ||"
+            " members::text || ' ' || spot::text || ' ' || labels::text || ' ' || coalesce(topology::text, 'null')",
+            persisted=True,
+        ),
+    ),
     Column("priority", Integer, nullable=False),
     Column("max_run_seconds", Integer, nullable=False),
-    Column("waiting_reason", Text, nullable=False, server_default=""),
     Column("requested_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # Since when its job has waited for it: one asked for after a preemption keeps the preempted one's time.
+    Column("waiting_since", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # [[node, members]]: what preemption makes room for it on.
+    Column("claim", JSONB),
     # Set at the grant.
     Column("attempt", Integer),
+    # The node of its first member.
     Column("worker", Text),
     Column("worker_incarnation", UUID(as_uuid=False)),
     Column("granted_kind", Text),
+    Column("pool", Text),
+    # [[node, members, incarnation]], in order of node.
+    Column("placement", JSONB),
     Column("leader_epoch", BigInteger),
     Column("granted_at", DateTime(timezone=True)),
     Column("expires_at", DateTime(timezone=True)),
+    # When its work was last safe.
+    Column("checkpointed_at", DateTime(timezone=True)),
+    # Set when it is asked to yield: to which request, when, and the work at stake, in accelerator-milliseconds.
+    Column("preempted_for", UUID(as_uuid=False)),
+    Column("preempted_at", DateTime(timezone=True)),
+    Column("preempted_ms", BigInteger, nullable=False, server_default="0"),
     # Set at the end.
     Column("ended_at", DateTime(timezone=True)),
     Column("outcome", Text),
+    # Of all members.
     Column("accelerator_ms", BigInteger, nullable=False, server_default="0"),
     CheckConstraint(
         "state <> 'GRANTED' OR (attempt IS NOT NULL AND worker IS NOT NULL AND granted_kind IS NOT NULL"
@@ -219,6 +271,7 @@ leases = Table(
     ),
     Index("ix_leases_open", "state", "lease_id", postgresql_where=text("state IN ('REQUESTED','GRANTED')")),
     Index("ix_leases_job_id", "job_id"),
+    Index("ix_leases_preempted_at", "preempted_at", postgresql_where=text("preempted_at IS NOT NULL")),
     Index("ix_leases_usage", "project", "granted_kind", postgresql_where=text("state = 'ENDED'")),
 )
 
@@ -230,6 +283,17 @@ workers = Table(
     Column("accelerator_kind", Text, nullable=False),
     Column("accelerators", Integer, CheckConstraint("accelerators >= 0", name="accelerators"), nullable=False),
     Column("heartbeat_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # What quotas and prices are about; empty: by its kind, and by whether it is spot.
+    Column("pool", Text, nullable=False, server_default=""),
+    # Whether it may go without notice.
+    Column("spot", Boolean, nullable=False, server_default=text("false")),
+    Column("cpu_millis", Integer, CheckConstraint("cpu_millis >= 0", name="cpu_millis"), nullable=False, server_default="0"),
+    Column("memory_mib", Integer, CheckConstraint("memory_mib >= 0", name="memory_mib"), nullable=False, server_default="0"),
+    Column("labels", JSONB, nullable=False, server_default=_EMPTY_OBJECT),
+    # It takes nothing new; what runs on it goes on.
+    Column("cordoned", Boolean, nullable=False, server_default=text("false")),
+    # It takes nothing new, and what runs on it is asked to yield.
+    Column("draining", Boolean, nullable=False, server_default=text("false")),
 )
 
 checkpoints = Table(
@@ -386,6 +450,8 @@ webhooks = Table(
     Column("states", ARRAY(Text), nullable=False),
     # Empty: every job.
     Column("job_set", Text, nullable=False, server_default=""),
+    # Whether it hears of budgets as well.
+    Column("budget_alerts", Boolean, nullable=False, server_default="false"),
     Column("creator", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     Column("deleted_at", DateTime(timezone=True)),
@@ -397,8 +463,10 @@ webhook_deliveries = Table(
     metadata,
     Column("delivery_id", UUID(as_uuid=False), primary_key=True),
     Column("webhook_id", UUID(as_uuid=False), ForeignKey("webhooks.webhook_id"), nullable=False),
-    Column("job_id", UUID(as_uuid=False), nullable=False),
-    # What is sent, fixed when the job ended, so that every try sends the same bytes.
+    # What it is about: a job that ended, or an alert of a budget.
+    Column("job_id", UUID(as_uuid=False)),
+    Column("alert_id", UUID(as_uuid=False)),
+    # What is sent, fixed when it happened, so that every try sends the same bytes.
     Column("body", Text, nullable=False),
     Column("state", Text, CheckConstraint("state IN ('PENDING','DELIVERED','FAILED')", name="state"), nullable=False),
     Column("tries", Integer, nullable=False, server_default="0"),
@@ -406,6 +474,8 @@ webhook_deliveries = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     Column("next_try_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     UniqueConstraint("webhook_id", "job_id"),
+    UniqueConstraint("webhook_id", "alert_id"),
+    CheckConstraint("(job_id IS NULL) <> (alert_id IS NULL)", name="subject"),
     Index("ix_webhook_deliveries_due", "webhook_id", "next_try_at", postgresql_where=text("state = 'PENDING'")),
     Index("ix_webhook_deliveries_listing", "webhook_id", text("created_at DESC"), text("delivery_id DESC")),
 )
@@ -460,14 +530,6 @@ model_aliases = Table(
     Column("model", Text, primary_key=True),
     Column("alias", Text, primary_key=True),
     Column("version", Integer, nullable=False),
-    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
-)
-
-quotas = Table(
-    "quotas",
-    metadata,
-    Column("project", Text, primary_key=True),
-    Column("max_accelerators", JSONB, nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
 )
 

@@ -24,6 +24,7 @@ from control_plane.db.tables import jobs
 from control_plane.errors import RefusedError, invalid_field
 from control_plane.jobs.spec import SPEC_TYPES
 from control_plane.jobs.states import JobPhase, JobState
+from control_plane.jobs.waiting import WAITING_REASON
 
 LENGTH_MAX = 2_000
 """Characters."""
@@ -69,7 +70,7 @@ FIELDS: Mapping[str, Field] = {
         Field("checkpoint_step", jobs.c.checkpoint_step, Kind.NUMBER),
         Field("submitter", jobs.c.submitter, Kind.TEXT),
         Field("job_set", jobs.c.job_set, Kind.TEXT),
-        Field("waiting_reason", jobs.c.waiting_reason, Kind.TEXT),
+        Field("waiting_reason", WAITING_REASON, Kind.TEXT),
         Field("create_time", jobs.c.created_at, Kind.TIME),
         Field("update_time", jobs.c.updated_at, Kind.TIME),
         Field("end_time", jobs.c.ended_at, Kind.TIME),

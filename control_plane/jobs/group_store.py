@@ -14,7 +14,6 @@ from control_plane.errors import RefusedError
 from control_plane.jobs import references
 from control_plane.jobs.references import Known
 from control_plane.jobs.submission import NewJob, StoredJob, Submission, settle
-from control_plane.jobs.workflows import waiting_without_workflow
 
 _YIELD_EVERY = 200
 """After settling so many jobs the event loop gets a turn."""
@@ -30,14 +29,14 @@ _STORE = """
             AS submission (project, submitter, job_set, trace_parent, rerun_of, place)
     ), new AS (
         SELECT * FROM unnest(
-            $10::int[], $11::uuid[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::int[], $18::text[]
-        ) AS job (place, job_id, name, type, spec, spec_sha256, inputs, priority, waiting_reason)
+            $10::int[], $11::uuid[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::int[]
+        ) AS job (place, job_id, name, type, spec, spec_sha256, inputs, priority)
         JOIN submitted USING (place)
     ), stored AS (
-        INSERT INTO jobs (job_id, project, name, type, spec, spec_sha256, inputs, priority, state, waiting_reason,
+        INSERT INTO jobs (job_id, project, name, type, spec, spec_sha256, inputs, priority, state,
             event_sequence, trace_parent, submitter, job_set, rerun_of)
         -- The first event is inserted with it, and counted already.
-        SELECT job_id, project, name, type, spec::jsonb, spec_sha256, inputs::jsonb, priority, 'QUEUED', waiting_reason,
+        SELECT job_id, project, name, type, spec::jsonb, spec_sha256, inputs::jsonb, priority, 'QUEUED',
             1, trace_parent, submitter, job_set, rerun_of
         FROM new
     ), events AS (
@@ -50,10 +49,10 @@ _STORE = """
             trace_id, peer, count, leaf)
         SELECT record_id, now(), principal, method, project, object, 'OK', '', request_id, trace_id, peer, 1, leaf
         FROM unnest(
-            $19::uuid[], $2::text[], $20::text[], $1::text[], $21::text[], $22::text[], $23::text[], $24::text[], $25::bytea[]
+            $18::uuid[], $2::text[], $19::text[], $1::text[], $20::text[], $21::text[], $22::text[], $23::text[], $24::bytea[]
         ) AS record (record_id, principal, method, project, object, request_id, trace_id, peer, leaf)
     )
-    SELECT (SELECT count(*) FROM claimed) AS claimed, pg_notify(channel, '') FROM unnest($26::text[]) AS channel
+    SELECT (SELECT count(*) FROM claimed) AS claimed, pg_notify(channel, '') FROM unnest($25::text[]) AS channel
 """
 
 
@@ -145,7 +144,6 @@ async def _insert(raw: Any, accepted: Sequence[tuple[Submission, bytes]], known:
         [job.spec_sha256 for _, job in jobs],
         [to_json(job.inputs).decode() for _, job in jobs],
         [job.priority for _, job in jobs],
-        [waiting_without_workflow(job.type) for _, job in jobs],
         [record.record_id for record in records],
         [record.method for record in records],
         [record.object for record in records],

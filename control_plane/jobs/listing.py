@@ -35,6 +35,7 @@ from control_plane.db.tables import projects as project_table
 from control_plane.errors import Reason, RefusedError, invalid_field
 from control_plane.jobs.filters import Filter, condition, states_asked
 from control_plane.jobs.states import JobState
+from control_plane.jobs.waiting import WAITING_REASON
 from control_plane.rpc.convert import identifier
 
 _PARTS_MAX = 1_000
@@ -149,7 +150,7 @@ def _states(query: Query) -> Sequence[str] | None:
 
 
 def _statement(query: Query, projects: Sequence[str] | None) -> Select[*tuple[Any, ...]]:
-    columns = _SUMMARY if query.summary else list(jobs.c)
+    columns = _SUMMARY if query.summary else _WHOLE
     states = _states(query)
     parts = list(product(projects or (), states if states and query.order.by_state else ("",)))
     if not 1 < len(parts) <= _PARTS_MAX:
@@ -202,9 +203,11 @@ def _further(query: Query) -> list[ColumnElement[bool]]:
 
 
 _NO_VIOLATIONS = literal_column("""'{"violations": []}'::jsonb""")
+_WHOLE: list[Any] = [*jobs.c, WAITING_REASON.label("waiting_reason")]
 _SUMMARY: list[Any] = [
     *(kept for kept in jobs.c if kept.name not in {"spec", "result", "failure"}),
     jobs.c.failure.op("||")(_NO_VIOLATIONS).label("failure"),
+    WAITING_REASON.label("waiting_reason"),
 ]
 
 

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.db.tables import jobs
 from control_plane.errors import Reason, RefusedError
+from control_plane.jobs.waiting import WAITING_REASON
 
 
 async def get_job(connection: AsyncConnection, job_id: str, *, for_update: bool = False) -> RowMapping:
@@ -15,9 +16,9 @@ async def get_job(connection: AsyncConnection, job_id: str, *, for_update: bool 
     Raises:
         RefusedError: there is none.
     """
-    query = select(jobs).where(jobs.c.job_id == job_id)
+    query = select(jobs, WAITING_REASON.label("waiting_reason")).where(jobs.c.job_id == job_id)
     if for_update:
-        query = query.with_for_update()
+        query = query.with_for_update(of=jobs)
     row = (await connection.execute(query)).mappings().one_or_none()
     if row is None:
         raise job_not_found(job_id)

@@ -15,6 +15,7 @@ from control_plane.errors import Reason, RefusedError
 from control_plane.identity.principal import Role
 from control_plane.jobs.references import project_not_found
 from control_plane.jobs.states import FINAL_STATES
+from control_plane.quotas.tree import NodeKind, TreeNode, delete_node
 
 _FINAL = [str(state) for state in FINAL_STATES]
 
@@ -105,7 +106,8 @@ async def update_project(connection: AsyncConnection, project: str, values: Mapp
 
 
 async def delete_project(connection: AsyncConnection, project: str) -> RowMapping:
-    """Closes a project and revokes its tokens. What it made stays, and its members go on seeing it.
+    """Closes a project, revokes its tokens and takes it out of the quota tree. What it made stays, and its members go on seeing
+    it.
 
     Raises:
         RefusedError: there is no such project, or it has jobs that are not final.
@@ -121,6 +123,7 @@ async def delete_project(connection: AsyncConnection, project: str) -> RowMappin
     await connection.execute(
         update(tokens).where(tokens.c.project == project, tokens.c.revoked_at.is_(None)).values(revoked_at=func.now())
     )
+    await delete_node(connection, TreeNode(NodeKind.PROJECT, project))
     await notify(connection, CHANNEL_IDENTITY)
     return await update_project(connection, project, {"deleted_at": func.now()})
 

@@ -1,24 +1,23 @@
-"""QuotaService: quotas as set, usage as settled by the leases."""
+"""QuotaService: the quota tree as it was set, usage as settled by the leases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import grpc
 from sqlalchemy import case, func, select
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from control_plane.call import current_call
-from control_plane.db.events import notify
 from control_plane.db.mutations import once
-from control_plane.db.tables import CHANNEL_SCHEDULER, leases, quotas
-from control_plane.errors import FieldViolation, Reason, RefusedError, invalid_fields
-from control_plane.jobs.spec import AcceleratorKind, ProjectName, canonical_sha256
+from control_plane.db.tables import leases
+from control_plane.errors import Reason, RefusedError
+from control_plane.jobs.spec import ProjectName, canonical_sha256
 from control_plane.projects.repository import require_open
+from control_plane.quotas import tree, wire
+from control_plane.quotas.tree import NodeKind, TreeNode
 from control_plane.rpc import pages
-from control_plane.rpc.convert import identifier, timestamp, validated_value
+from control_plane.rpc.convert import identifier, validated_value
 from control_plane.rpc.pages import Cursors
 from headway.quotas.v1 import quota_service_pb2 as pb
 from headway.quotas.v1 import quota_service_pb2_grpc
@@ -30,77 +29,84 @@ KIND_CPU = "cpu"
 
 
 class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
-    """How much of each kind of accelerator a project may hold at once, and what it used."""
+    """What the organisation, its teams and its projects have of each pool, and what projects used."""
 
     def __init__(self, engine: AsyncEngine, cursors: Cursors) -> None:
         self._engine = engine
         self._cursors = cursors
 
     async def GetQuota(self, request: pb.GetQuotaRequest, context: _Context) -> pb.GetQuotaResponse:  # noqa: N802 - gRPC's name
-        """One project's quota."""
+        """The quota of one node."""
         del context
-        project = validated_value(ProjectName, request.project, "project")
+        node = wire.node_of(request)
+        visible = current_call().principal.visible_projects()
         async with self._engine.connect() as connection:
-            row = (await connection.execute(select(quotas).where(quotas.c.project == project))).mappings().one_or_none()
-        if row is None:
-            raise RefusedError(
-                Reason.RESOURCE_NOT_FOUND,
-                f"project {project} has no quota: it may use whatever is free; set one with SetQuota, or "
-                f"`headway quota set {project} KIND=NUMBER`",
-                {"name": project},
+            hidden = node.kind is NodeKind.TEAM and not (
+                visible is None or node.name in await tree.teams_above(connection, visible)
             )
-        return pb.GetQuotaResponse(quota=_to_proto(row))
+            row = None if hidden else await tree.find(connection, node)
+        if row is None:
+            raise _no_quota(node)
+        return pb.GetQuotaResponse(quota=wire.quota_message(row))
 
     async def SetQuota(self, request: pb.SetQuotaRequest, context: _Context) -> pb.SetQuotaResponse:  # noqa: N802 - gRPC's name
-        """Sets one project's quota, once per request id."""
+        """Sets the quota of one node, once per request id."""
         del context
         request_id = identifier(request.request_id, "request_id")
-        project = validated_value(ProjectName, request.quota.project, "quota.project")
-        limits = _limits(request.quota.max_accelerators)
-        sha256 = canonical_sha256({"method": "SetQuota", "project": project, "limits": limits})
-        current_call().object = project
+        node = wire.node_of(request.quota, "quota")
+        values: dict[str, Any] = {
+            "parent": wire.parent_of(request.quota, node),
+            "weight": wire.weight_of(request.quota),
+            "cells": wire.cells_of(request.quota),
+        }
+        current_call().object = str(node) if node.kind is not NodeKind.PROJECT else node.name
 
         async def set_quota(connection: AsyncConnection) -> pb.SetQuotaResponse:
-            await require_open(connection, project)
-            row = (
-                (
-                    await connection.execute(
-                        insert(quotas)
-                        .values(project=project, max_accelerators=limits)
-                        .on_conflict_do_update(
-                            index_elements=["project"], set_={"max_accelerators": limits, "updated_at": func.now()}
-                        )
-                        .returning(quotas)
-                    )
-                )
-                .mappings()
-                .one()
-            )
-            await notify(connection, CHANNEL_SCHEDULER)
-            return pb.SetQuotaResponse(quota=_to_proto(row))
+            if node.kind is NodeKind.PROJECT:
+                await require_open(connection, node.name)
+            row = await tree.set_node(connection, node, **values)
+            return pb.SetQuotaResponse(quota=wire.quota_message(row))
 
-        return await once(self._engine, project, request_id, sha256, pb.SetQuotaResponse, set_quota)
+        sha256 = canonical_sha256({"method": "SetQuota", "kind": str(node.kind), "name": node.name, **values})
+        return await once(self._engine, _project_of(node), request_id, sha256, pb.SetQuotaResponse, set_quota)
 
     async def ListQuotas(self, request: pb.ListQuotasRequest, context: _Context) -> pb.ListQuotasResponse:  # noqa: N802 - gRPC's name
-        """The quotas set, by project, of the projects the caller may see."""
+        """The quotas set, by kind of node and name, as far as the caller may see."""
         del context
         size = pages.page_size(request.page_size, default=50, maximum=1_000)
-        after = self._cursors.decode(request.page_token, "ListQuotas", (str,), "page_token")
-        query = select(quotas).where(quotas.c.project > ("" if after is None else after[0]))
+        query = ["ListQuotas", request.tree]
+        after = self._cursors.decode(request.page_token, query, (str, str), "page_token") or ["", ""]
         visible = current_call().principal.visible_projects()
-        if visible is not None:
-            query = query.where(quotas.c.project.in_(visible))
         async with self._engine.connect() as connection:
-            rows = (await connection.execute(query.order_by(quotas.c.project).limit(size + 1))).mappings().all()
+            teams = await tree.teams_above(connection, visible) if request.tree and visible is not None else None
+            rows = await tree.listed(
+                connection, (after[0], after[1]), size + 1, projects=visible, teams=teams, with_tree=request.tree
+            )
         page = rows[:size]
-        token = self._cursors.encode("ListQuotas", [page[-1]["project"]]) if len(rows) > size else ""
-        return pb.ListQuotasResponse(quotas=map(_to_proto, page), next_page_token=token)
+        token = self._cursors.encode(query, [page[-1]["kind"], page[-1]["name"]]) if len(rows) > size else ""
+        return pb.ListQuotasResponse(quotas=map(wire.quota_message, page), next_page_token=token)
+
+    async def DeleteQuota(self, request: pb.DeleteQuotaRequest, context: _Context) -> pb.DeleteQuotaResponse:  # noqa: N802 - gRPC's name
+        """Takes a node out of the tree, once per request id."""
+        del context
+        request_id = identifier(request.request_id, "request_id")
+        node = wire.node_of(request)
+        current_call().object = str(node) if node.kind is not NodeKind.PROJECT else node.name
+
+        async def delete(connection: AsyncConnection) -> pb.DeleteQuotaResponse:
+            if not await tree.delete_node(connection, node):
+                raise _no_quota(node)
+            return pb.DeleteQuotaResponse()
+
+        sha256 = canonical_sha256({"method": "DeleteQuota", "kind": str(node.kind), "name": node.name})
+        return await once(self._engine, _project_of(node), request_id, sha256, pb.DeleteQuotaResponse, delete)
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: _Context) -> pb.GetUsageResponse:  # noqa: N802 - gRPC's name
         """What a project holds and used, by kind of accelerator."""
         del context
         project = validated_value(ProjectName, request.project, "project")
-        held = func.coalesce(func.sum(case((leases.c.state == "GRANTED", leases.c.accelerators), else_=0)), 0)
+        of_all_members = leases.c.accelerators * leases.c.members
+        held = func.coalesce(func.sum(case((leases.c.state == "GRANTED", of_all_members), else_=0)), 0)
         query = (
             select(leases.c.granted_kind, held.label("held"), func.sum(leases.c.accelerator_ms).label("used_ms"))
             .where(leases.c.project == project, leases.c.granted_kind.is_not(None))
@@ -122,20 +128,20 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         )
 
 
-def _limits(asked: Mapping[str, int]) -> dict[str, int]:
-    if len(asked) > 64:
-        raise invalid_fields([FieldViolation("quota.max_accelerators", f"names {len(asked)} kinds; expected at most 64")])
-    violations = [
-        FieldViolation(f"quota.max_accelerators[{kind}]", f"is {count}; expected 0 to 1,000,000")
-        for kind, count in sorted(asked.items())
-        if not 0 <= count <= 1_000_000
-    ]
-    if violations:
-        raise invalid_fields(violations)
-    return {
-        validated_value(AcceleratorKind, kind, "quota.max_accelerators key"): count for kind, count in sorted(asked.items())
-    }
+def _project_of(node: TreeNode) -> str:
+    """Whose effect a change of the node is; empty: the organisation's."""
+    return node.name if node.kind is NodeKind.PROJECT else ""
 
 
-def _to_proto(row: Mapping[Any, Any]) -> pb.Quota:
-    return pb.Quota(project=row["project"], max_accelerators=row["max_accelerators"], update_time=timestamp(row["updated_at"]))
+def _no_quota(node: TreeNode) -> RefusedError:
+    match node.kind:
+        case NodeKind.PROJECT:
+            said = (
+                f"project {node.name} has no quota: it may use whatever is free; set one with SetQuota, or "
+                f"`headway quota set {node.name} KIND=NUMBER`"
+            )
+        case NodeKind.TEAM:
+            said = f"there is no team {node.name}; make it with SetQuota, or `headway quota set --team {node.name}`"
+        case NodeKind.ORGANISATION:
+            said = "the organisation has no quota: all there is belongs to it; set one with SetQuota"
+    return RefusedError(Reason.RESOURCE_NOT_FOUND, said, {"name": node.name})

@@ -95,7 +95,21 @@ def test_workers_reach_the_database_only_through_the_contract() -> None:
 
 
 def test_the_control_plane_depends_on_no_worker_and_no_scheduler() -> None:
-    _assert_none(_sources("control_plane"), {"workers", "scheduler", "deploy", "temporalio", "mlflow"}, "Arrows point inward.")
+    outer = {"workers", "scheduler", "deploy", "temporalio", "mlflow"}
+    # The values of the rules are everybody's.
+    values = {"scheduler.core.types"}
+    sources = _sources("control_plane")
+    explaining = [path for path in sources if ROOT / "control_plane/scheduling" in path.parents]
+    others = [path for path in sources if path not in explaining]
+    _assert_none(others, outer, "Arrows point inward.", allowed=values)
+    # What is foretold and explained is decided by the functions that decide, on what they would read: never by a copy of them.
+    reading = {"core", "simulation", "decay", "shapes", "snapshot", "state", "tree"}
+    _assert_none(
+        explaining,
+        outer,
+        "Explanations need the rules and what they read, and nothing that acts.",
+        allowed={f"scheduler.{module}" for module in reading},
+    )
 
 
 def test_the_runner_knows_neither_temporal_nor_grpc() -> None:
@@ -110,6 +124,15 @@ def test_governance_decides_over_values() -> None:
     _assert_none(
         _sources("governance"), {"grpc", "sqlalchemy", "temporalio", "boto3", "workers", "scheduler"}, "No transport there."
     )
+
+
+def test_governance_takes_values_and_gives_values() -> None:
+    allowed = set(sys.stdlib_module_names) | {"governance"} | DOMAIN
+    impure = {"time", "random", "os", "socket", "asyncio", "logging", "uuid", "secrets", "subprocess", "threading"}
+    for path in _sources("governance"):
+        for line, name in _imports(path):
+            assert _under(name, allowed), f"{path}:{line} imports {name}: rules about money stand on their own"
+            assert not _under(name, impure), f"{path}:{line} imports {name}: time, chance and the world come in as arguments"
 
 
 def test_the_client_installs_alone() -> None:

@@ -1,23 +1,19 @@
-"""Projects, members, tokens, the audit log, webhooks, quotas and capacity."""
+"""Projects, members, tokens, the audit log and webhooks."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from headway.audit.v1 import audit_service_pb2 as audit
 from headway.audit.v1.audit_service_pb2_grpc import AuditServiceStub
-from headway.capacity.v1 import capacity_service_pb2 as capacity
-from headway.capacity.v1.capacity_service_pb2_grpc import CapacityServiceStub
 from headway.identity.v1 import identity_service_pb2 as identity
 from headway.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 from headway.jobs.v1 import job_pb2
 from headway.projects.v1 import project_service_pb2 as projects
 from headway.projects.v1.project_service_pb2_grpc import ProjectServiceStub
-from headway.quotas.v1 import quota_service_pb2 as quotas
-from headway.quotas.v1.quota_service_pb2_grpc import QuotaServiceStub
 from headway.webhooks.v1 import webhook_service_pb2 as webhooks
 from headway.webhooks.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from headway_client import requests
@@ -26,15 +22,13 @@ from headway_client.arguments import build
 
 if TYPE_CHECKING:
     from headway.audit.v1.audit_service_pb2_grpc import AuditServiceAsyncStub
-    from headway.capacity.v1.capacity_service_pb2_grpc import CapacityServiceAsyncStub
     from headway.identity.v1.identity_service_pb2_grpc import IdentityServiceAsyncStub
     from headway.projects.v1.project_service_pb2_grpc import ProjectServiceAsyncStub
-    from headway.quotas.v1.quota_service_pb2_grpc import QuotaServiceAsyncStub
     from headway.webhooks.v1.webhook_service_pb2_grpc import WebhookServiceAsyncStub
 
 
 class OrganisationCalls(Calls):
-    """The services that say who may do what, with how much, and who did."""
+    """The services that say who may do what, and who did."""
 
     @cached_property
     def _projects(self) -> ProjectServiceAsyncStub:
@@ -51,14 +45,6 @@ class OrganisationCalls(Calls):
     @cached_property
     def _webhooks(self) -> WebhookServiceAsyncStub:
         return WebhookServiceStub(self._channel)
-
-    @cached_property
-    def _quotas(self) -> QuotaServiceAsyncStub:
-        return QuotaServiceStub(self._channel)
-
-    @cached_property
-    def _capacity(self) -> CapacityServiceAsyncStub:
-        return CapacityServiceStub(self._channel)
 
     # Who
 
@@ -213,32 +199,4 @@ class OrganisationCalls(Calls):
         request = build(webhooks.ListWebhookDeliveriesRequest, webhook_id=webhook_id)
         async for page in self._pages(self._webhooks.ListWebhookDeliveries, request):
             for item in page.deliveries:
-                yield item
-
-    # Quotas and capacity
-
-    async def get_quota(self, project: str) -> quotas.Quota:
-        """A project's quota."""
-        return (await self._unary(self._quotas.GetQuota, build(quotas.GetQuotaRequest, project=project))).quota
-
-    async def set_quota(
-        self, project: str, max_accelerators: Mapping[str, int], *, request_id: str | None = None
-    ) -> quotas.Quota:
-        """Sets how many accelerators of each kind a project may hold at once."""
-        return (await self._unary(self._quotas.SetQuota, requests.set_quota(project, max_accelerators, request_id))).quota
-
-    async def list_quotas(self) -> AsyncIterator[quotas.Quota]:
-        """The quotas set, by project."""
-        async for page in self._pages(self._quotas.ListQuotas, quotas.ListQuotasRequest()):
-            for item in page.quotas:
-                yield item
-
-    async def get_usage(self, project: str) -> list[quotas.Usage]:
-        """What a project holds and used, by kind of accelerator."""
-        return list((await self._unary(self._quotas.GetUsage, build(quotas.GetUsageRequest, project=project))).usage)
-
-    async def list_workers(self) -> AsyncIterator[capacity.Worker]:
-        """The workers known, by name."""
-        async for page in self._pages(self._capacity.ListWorkers, capacity.ListWorkersRequest()):
-            for item in page.workers:
                 yield item

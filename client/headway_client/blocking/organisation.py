@@ -1,22 +1,18 @@
-"""Projects, members, tokens, the audit log, webhooks, quotas and capacity."""
+"""Projects, members, tokens, the audit log and webhooks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import cached_property
 
 from headway.audit.v1 import audit_service_pb2 as audit
 from headway.audit.v1.audit_service_pb2_grpc import AuditServiceStub
-from headway.capacity.v1 import capacity_service_pb2 as capacity
-from headway.capacity.v1.capacity_service_pb2_grpc import CapacityServiceStub
 from headway.identity.v1 import identity_service_pb2 as identity
 from headway.identity.v1.identity_service_pb2_grpc import IdentityServiceStub
 from headway.jobs.v1 import job_pb2
 from headway.projects.v1 import project_service_pb2 as projects
 from headway.projects.v1.project_service_pb2_grpc import ProjectServiceStub
-from headway.quotas.v1 import quota_service_pb2 as quotas
-from headway.quotas.v1.quota_service_pb2_grpc import QuotaServiceStub
 from headway.webhooks.v1 import webhook_service_pb2 as webhooks
 from headway.webhooks.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from headway_client import requests
@@ -25,7 +21,7 @@ from headway_client.blocking.calls import Calls
 
 
 class OrganisationCalls(Calls):
-    """The services that say who may do what, with how much, and who did."""
+    """The services that say who may do what, and who did."""
 
     @cached_property
     def _projects(self) -> ProjectServiceStub:
@@ -42,14 +38,6 @@ class OrganisationCalls(Calls):
     @cached_property
     def _webhooks(self) -> WebhookServiceStub:
         return WebhookServiceStub(self._channel)
-
-    @cached_property
-    def _quotas(self) -> QuotaServiceStub:
-        return QuotaServiceStub(self._channel)
-
-    @cached_property
-    def _capacity(self) -> CapacityServiceStub:
-        return CapacityServiceStub(self._channel)
 
     # Who
 
@@ -199,27 +187,3 @@ class OrganisationCalls(Calls):
         request = build(webhooks.ListWebhookDeliveriesRequest, webhook_id=webhook_id)
         for page in self._pages(self._webhooks.ListWebhookDeliveries, request):
             yield from page.deliveries
-
-    # Quotas and capacity
-
-    def get_quota(self, project: str) -> quotas.Quota:
-        """A project's quota."""
-        return self._unary(self._quotas.GetQuota, build(quotas.GetQuotaRequest, project=project)).quota
-
-    def set_quota(self, project: str, max_accelerators: Mapping[str, int], *, request_id: str | None = None) -> quotas.Quota:
-        """Sets how many accelerators of each kind a project may hold at once."""
-        return self._unary(self._quotas.SetQuota, requests.set_quota(project, max_accelerators, request_id)).quota
-
-    def list_quotas(self) -> Iterator[quotas.Quota]:
-        """The quotas set, by project."""
-        for page in self._pages(self._quotas.ListQuotas, quotas.ListQuotasRequest()):
-            yield from page.quotas
-
-    def get_usage(self, project: str) -> list[quotas.Usage]:
-        """What a project holds and used, by kind of accelerator."""
-        return list(self._unary(self._quotas.GetUsage, build(quotas.GetUsageRequest, project=project)).usage)
-
-    def list_workers(self) -> Iterator[capacity.Worker]:
-        """The workers known, by name."""
-        for page in self._pages(self._capacity.ListWorkers, capacity.ListWorkersRequest()):
-            yield from page.workers

@@ -16,6 +16,8 @@ from headway_client.cli import (
     jobs,
     one_machine,
     organisation,
+    quotas,
+    scheduling,
     verbs,
     webhooks,
 )
@@ -61,7 +63,11 @@ def build(arguments: list[str]) -> typer.Typer:
     app.command()(catalog.models)
     app.add_typer(catalog.model, name="model")
     app.command()(capacity.workers)
-    app.add_typer(capacity.quota, name="quota")
+    app.add_typer(capacity.nodes, name="nodes")
+    app.add_typer(quotas.quota, name="quota")
+    app.command()(scheduling.why)
+    app.command()(scheduling.queue)
+    app.add_typer(scheduling.simulate, name="simulate")
     app.command()(organisation.whoami)
     app.add_typer(organisation.project, name="project")
     app.add_typer(organisation.member, name="member")

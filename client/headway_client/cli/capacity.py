@@ -1,18 +1,20 @@
-"""headway workers, quota: what there is to run on, and who may hold how much of it."""
+"""headway workers, nodes: what there is to run on."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headway_client.cli.failures import InputError
-from headway_client.cli.options import AsJson, RequestId
-from headway_client.cli.output import as_dict, print_facts, print_json, print_table
+from headway_client.cli.options import AsJson, Reason, RequestId
+from headway_client.cli.output import as_dict, print_json, print_table
 from headway_client.cli.session import connected, connecting
 
-quota = typer.Typer(no_args_is_help=True, help="How many accelerators a project may hold at once, and what it used.")
-QuotaProject = Annotated[str, typer.Argument(metavar="PROJECT", help="The project.", show_default=False)]
+if TYPE_CHECKING:
+    from headway.capacity.v1.capacity_service_pb2 import Worker
+
+nodes = typer.Typer(no_args_is_help=True, help="The nodes that leases are placed on, and taking them out of service.")
+NodeName = Annotated[str, typer.Argument(metavar="NODE", help="Its name.", show_default=False)]
 
 
 @connecting
@@ -44,82 +46,108 @@ def workers(as_json: AsJson = False) -> None:
     print_table(("WORKER", "STATE", "KIND", "ACCELERATORS", "LAST HEARD"), rows, "no worker has registered")
 
 
-@quota.command("get")
+@nodes.command("list")
 @connecting
-def quota_get(project: QuotaProject, as_json: AsJson = False) -> None:
-    """Shows a project's quota.
+def nodes_list(as_json: AsJson = False) -> None:
+    """Lists the nodes with their pools, whether they take new work, and what is leased on them.
 
     \b
     Examples:
-      headway quota get support
+      headway nodes list
     """
     with connected() as client:
-        found = client.get_quota(project)
+        found = list(client.list_workers())
     if as_json:
-        print_json({"quota": as_dict(found)})
-    else:
-        _print_quota(dict(found.max_accelerators))
-
-
-@quota.command("set")
-@connecting
-def quota_set(
-    project: QuotaProject,
-    limits: Annotated[
-        list[str],
-        typer.Argument(metavar="KIND=NUMBER...", help="The most at once; what is not named has no limit.", show_default=False),
-    ],
-    request_id: RequestId = None,
-    as_json: AsJson = False,
-) -> None:
-    """Sets a project's quota, all of it. Running work is left alone; the scheduler holds to it from its next round.
-
-    \b
-    Examples:
-      headway quota set support h200=8 cpu=2
-    """
-    wanted = dict(_limit(text) for text in limits)
-    if len(wanted) < len(limits):
-        raise InputError("KIND=NUMBER: a kind is named twice; expected each once")
-    with connected(span="headway quota set") as client:
-        stored = client.set_quota(project, wanted, request_id=request_id)
-    if as_json:
-        print_json({"quota": as_dict(stored)})
-    else:
-        _print_quota(dict(stored.max_accelerators))
-
-
-def _limit(text: str) -> tuple[str, int]:
-    kind, _, number = text.rpartition("=")
-    if not kind or not number.isascii() or not number.isdigit() or len(number) > 9:
-        raise InputError(f"KIND=NUMBER: {text} is no limit; expected a kind and a whole number up to 1,000,000, such as h200=8")
-    return kind, int(number)
-
-
-def _print_quota(limits: dict[str, int]) -> None:
-    if limits:
-        print_facts((kind, f"at most {number} at once") for kind, number in sorted(limits.items()))
-    else:
-        print("no limit")
-
-
-@quota.command("usage")
-@connecting
-def quota_usage(project: QuotaProject, as_json: AsJson = False) -> None:
-    """Shows what a project holds now and used so far, by kind of accelerator.
-
-    \b
-    Examples:
-      headway quota usage support
-    """
-    with connected() as client:
-        found = client.get_usage(project)
-    if as_json:
-        print_json({"usage": [as_dict(item) for item in found]})
+        print_json({"nodes": [as_dict(node) for node in found]})
         return
     rows = [
-        (item.accelerator_kind, item.accelerators_held, f"{item.accelerator_seconds:,.1f}", f"{item.gpu_hours:,.3f}")
-        for item in found
+        (
+            node.name,
+            _service(node),
+            (node.pool or node.accelerator_kind) + (" (spot)" if node.spot else ""),
+            node.accelerator_kind,
+            f"{node.accelerators_leased} of {node.accelerators}",
+            " ".join(f"{name}={value}" for name, value in sorted(node.labels.items())),
+        )
+        for node in found
     ]
-    header = ("KIND", "HELD", "ACCELERATOR-SECONDS", "GPU-HOURS")
-    print_table(header, rows, f"project {project} has used nothing")
+    print_table(("NODE", "STATE", "POOL", "KIND", "LEASED", "LABELS"), rows, "no node has registered")
+
+
+def _service(node: Worker) -> str:
+    state = "alive" if node.alive else "lost"
+    return f"{state}, draining" if node.draining else f"{state}, cordoned" if node.cordoned else state
+
+
+@nodes.command("cordon")
+@connecting
+def nodes_cordon(node: NodeName, request_id: RequestId = None, as_json: AsJson = False) -> None:
+    """Takes a node out of service for new work; what runs on it goes on.
+
+    \b
+    Examples:
+      headway nodes cordon gpu-17
+    """
+    with connected(span="headway nodes cordon") as client:
+        found = client.cordon_node(node, request_id=request_id)
+    if as_json:
+        print_json({"node": as_dict(found)})
+    else:
+        print(f"{found.name} takes nothing new; {_leased(found)}")
+
+
+@nodes.command("uncordon")
+@connecting
+def nodes_uncordon(node: NodeName, request_id: RequestId = None, as_json: AsJson = False) -> None:
+    """Puts a node back into service.
+
+    \b
+    Examples:
+      headway nodes uncordon gpu-17
+    """
+    with connected(span="headway nodes uncordon") as client:
+        found = client.uncordon_node(node, request_id=request_id)
+    if as_json:
+        print_json({"node": as_dict(found)})
+    else:
+        print(f"{found.name} takes new work; {_leased(found)}")
+
+
+@nodes.command("drain")
+@connecting
+def nodes_drain(node: NodeName, reason: Reason = "", request_id: RequestId = None, as_json: AsJson = False) -> None:
+    """Takes a node out of service and asks what runs on it to checkpoint and leave. Repeat it to see what is left.
+
+    \b
+    Examples:
+      headway nodes drain gpu-17 --reason "a fan is loud"
+    """
+    with connected(span="headway nodes drain") as client:
+        done = client.drain_node(node, reason=reason, request_id=request_id)
+    if as_json:
+        print_json(as_dict(done))
+    else:
+        print(
+            f"{done.node.name} takes nothing new; it holds {done.leases_held} leases, {done.leases_asked} were asked to leave"
+        )
+
+
+@nodes.command("delete")
+@connecting
+def nodes_delete(node: NodeName, request_id: RequestId = None, as_json: AsJson = False) -> None:
+    """Forgets a node that holds nothing; one that calls again is there again.
+
+    \b
+    Examples:
+      headway nodes delete gpu-17
+    """
+    with connected(span="headway nodes delete") as client:
+        client.delete_worker(node, request_id=request_id)
+    if as_json:
+        print_json({})
+    else:
+        print(f"{node} is forgotten")
+
+
+def _leased(node: Worker) -> str:
+    return f"{node.accelerators_leased} of its {node.accelerators} accelerators are leased"

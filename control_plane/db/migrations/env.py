@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from control_plane.db.tables import metadata
+from control_plane.db.scheduling_tables import metadata
 
 # Any constant will do, as long as nothing else in the database uses it.
 _MIGRATION_LOCK = 0x48454144

@@ -34,7 +34,7 @@ IDENTITY = IdentitySettings(
 _ATTEMPTS = AttemptTokens(SECRET_KEY.encode())
 # What workers write with the credential of the attempt they write for, and what they call with their own.
 _OF_ATTEMPTS = ("/headway.attempts.", "RegisterModelVersion", "RecordMirror", "AppendLogs")
-_OF_WORKERS = ("RegisterWorker", "IssueAttemptToken")
+_OF_WORKERS = ("RegisterWorker", "RegisterNodePool", "IssueAttemptToken")
 
 
 def attempt_token(job_id: str, attempt: int, seconds: float = 600) -> str:

@@ -44,6 +44,7 @@ from headway.projects.v1 import project_service_pb2_grpc
 from headway.quotas.v1 import quota_service_pb2_grpc
 from headway.registry.v1 import registry_service_pb2 as registry_pb
 from headway.registry.v1 import registry_service_pb2_grpc
+from headway.scheduler.v1 import scheduler_service_pb2_grpc
 from tests.integration.control_plane.callers import ADMIN_TOKEN, IDENTITY, PROJECT, WORKER_TOKEN, attempt_token, channel_to
 
 
@@ -122,6 +123,7 @@ class Api:
         self.logs = log_service_pb2_grpc.LogServiceStub(channel)
         self.quotas = quota_service_pb2_grpc.QuotaServiceStub(channel)
         self.registry = registry_service_pb2_grpc.RegistryServiceStub(channel)
+        self.scheduler = scheduler_service_pb2_grpc.SchedulerServiceStub(channel)
 
     async def __aenter__(self) -> Api:
         await self._opened.enter_async_context(self.channel)

@@ -27,6 +27,7 @@ from headway.logs.v1 import log_service_pb2 as logs
 from headway.projects.v1 import project_service_pb2 as projects
 from headway.quotas.v1 import quota_service_pb2 as quotas
 from headway.registry.v1 import registry_service_pb2 as registry
+from headway.scheduler.v1 import scheduler_service_pb2 as scheduler
 from headway.webhooks.v1 import webhook_service_pb2 as webhooks
 from tests.integration.control_plane.callers import PROJECT
 from tests.integration.control_plane.conftest import Api, new_id
@@ -80,14 +81,28 @@ RegistryService/ListModelVersions project U  ✓ ✓ ✓ ✓ D N ✓ ✓ D
 RegistryService/RegisterBaseModel none    U  D D D ✓ D D D D D
 RegistryService/ListBaseModels   none     U  ✓ ✓ ✓ ✓ D ✓ ✓ ✓ D
 CapacityService/RegisterWorker   none     U  D D D D D D D D ✓
+CapacityService/RegisterNodePool none     U  D D D D D D D D ✓
 CapacityService/ListWorkers      none     U  ✓ ✓ ✓ ✓ ✓ ✓ ✓ ✓ ✓
+CapacityService/DeleteWorker     none     U  D D D ✓ D D D D D
 DatasetService/CreateUpload      project  U  D ✓ ✓ ✓ D N D D D
 DatasetService/RegisterDataset   project  U  D ✓ ✓ ✓ D N D D D
 DatasetService/ListDatasets      project  U  ✓ ✓ ✓ ✓ D N ✓ D D
 QuotaService/GetQuota            project  U  ✓ ✓ ✓ ✓ D N ✓ D D
+QuotaService/GetQuota            none     U  ✓ ✓ ✓ ✓ D ✓ ✓ D D
 QuotaService/SetQuota            project  U  D D D ✓ D N D D D
+QuotaService/SetQuota            none     U  D D D ✓ D D D D D
+QuotaService/DeleteQuota         project  U  D D D ✓ D N D D D
+QuotaService/DeleteQuota         none     U  D D D ✓ D D D D D
 QuotaService/ListQuotas          none     U  ✓ ✓ ✓ ✓ D ✓ ✓ D D
 QuotaService/GetUsage            project  U  ✓ ✓ ✓ ✓ D N ✓ D D
+SchedulerService/ExplainJob      job      U  ✓ ✓ ✓ ✓ ✓ N ✓ D D
+SchedulerService/ExplainQueue    project  U  ✓ ✓ ✓ ✓ D N ✓ D D
+SchedulerService/GetSnapshot     none     U  D D D ✓ D D ✓ D D
+SchedulerService/Simulate        project  U  D ✓ ✓ ✓ D N D D D
+SchedulerService/Simulate        none     U  D D D ✓ D D D D D
+SchedulerService/CordonNode      none     U  D D D ✓ D D D D D
+SchedulerService/UncordonNode    none     U  D D D ✓ D D D D D
+SchedulerService/DrainNode       none     U  D D D ✓ D D D D D
 IdentityService/WhoAmI           none     U  ✓ ✓ ✓ ✓ ✓ ✓ ✓ ✓ ✓
 IdentityService/CreateToken      project  U  D D ✓ ✓ D N D D D
 IdentityService/CreateToken      none     U  D D D ✓ D D D D D
@@ -162,6 +177,7 @@ class Scene:
         lease_id: what its attempt holds.
         token_id: a token of it.
         webhook_id: a webhook of it.
+        node: a worker, and a team, of this name.
         sha256: of bytes that were uploaded to it.
         manifest_uri: where a manifest could be.
     """
@@ -172,6 +188,7 @@ class Scene:
     lease_id: str
     token_id: str
     webhook_id: str
+    node: str
     sha256: str
     manifest_uri: str
 
@@ -284,7 +301,11 @@ _REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "CapacityService/RegisterWorker none": lambda _: capacity.RegisterWorkerRequest(
         worker=capacity.Worker(name=_name(), incarnation=new_id(), accelerator_kind="cpu", accelerators=1)
     ),
+    "CapacityService/RegisterNodePool none": lambda _: capacity.RegisterNodePoolRequest(
+        pool="rented", nodes=[capacity.Worker(name=_name(), incarnation=new_id(), accelerator_kind="cpu", accelerators=1)]
+    ),
     "CapacityService/ListWorkers none": lambda _: capacity.ListWorkersRequest(),
+    "CapacityService/DeleteWorker none": lambda scene: capacity.DeleteWorkerRequest(request_id=new_id(), name=scene.node),
     "DatasetService/CreateUpload project": lambda scene: datasets.CreateUploadRequest(
         project=scene.project, sha256=scene.sha256, size_bytes=_SIZE
     ),
@@ -297,8 +318,24 @@ _REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "QuotaService/SetQuota project": lambda scene: quotas.SetQuotaRequest(
         request_id=new_id(), quota=quotas.Quota(project=scene.project, max_accelerators={"cpu": 4})
     ),
+    "QuotaService/GetQuota none": lambda _: quotas.GetQuotaRequest(organisation=True),
+    "QuotaService/SetQuota none": lambda _: quotas.SetQuotaRequest(
+        request_id=new_id(), quota=quotas.Quota(team=_name(), max_accelerators={"cpu": 4})
+    ),
+    "QuotaService/DeleteQuota project": lambda scene: quotas.DeleteQuotaRequest(request_id=new_id(), project=scene.project),
+    "QuotaService/DeleteQuota none": lambda scene: quotas.DeleteQuotaRequest(request_id=new_id(), team=scene.node),
     "QuotaService/ListQuotas none": lambda _: quotas.ListQuotasRequest(),
     "QuotaService/GetUsage project": lambda scene: quotas.GetUsageRequest(project=scene.project),
+    "SchedulerService/ExplainJob": lambda scene: scheduler.ExplainJobRequest(job_id=scene.job_id),
+    "SchedulerService/ExplainQueue project": lambda scene: scheduler.ExplainQueueRequest(project=scene.project),
+    "SchedulerService/GetSnapshot none": lambda _: scheduler.GetSnapshotRequest(page_size=1),
+    "SchedulerService/Simulate project": lambda scene: scheduler.SimulateRequest(
+        submission=scheduler.Submission(project=scene.project, shape=attempts.Shape(accelerators=1, accelerator_kind="any"))
+    ),
+    "SchedulerService/Simulate none": lambda scene: scheduler.SimulateRequest(lost_node=scene.node),
+    "SchedulerService/CordonNode none": lambda scene: scheduler.CordonNodeRequest(request_id=new_id(), node=scene.node),
+    "SchedulerService/UncordonNode none": lambda scene: scheduler.UncordonNodeRequest(request_id=new_id(), node=scene.node),
+    "SchedulerService/DrainNode none": lambda scene: scheduler.DrainNodeRequest(request_id=new_id(), node=scene.node),
     "IdentityService/WhoAmI none": lambda _: identity.WhoAmIRequest(),
     "IdentityService/CreateToken project": lambda scene: identity.CreateTokenRequest(
         request_id=new_id(), project=scene.project, name=_name(), role=projects.ROLE_VIEWER
@@ -387,7 +424,7 @@ class Stage:
         """Something for one request to be about."""
         project = {"own": PROJECT, "other": self._other_project, "missing": "nowhere"}[place]
         sha256, uri = self._api.put(PROJECT if place == "missing" else project, b"bytes\n")
-        scene = Scene(project, *(new_id() for _ in range(5)), sha256=sha256, manifest_uri=uri)
+        scene = Scene(project, *(new_id() for _ in range(5)), node=_name(), sha256=sha256, manifest_uri=uri)
         if place != "missing":
             await self._fill(scene, row, submitter)
         return scene
@@ -404,6 +441,12 @@ class Stage:
             project=scene.project,
             state=state,
         )
+        await sql(
+            "INSERT INTO workers (name, incarnation, accelerator_kind, accelerators) VALUES (:node, :job_id, 'cpu', 1)",
+            node=scene.node,
+            job_id=scene.job_id,
+        )
+        await sql("INSERT INTO queue_nodes (kind, name) VALUES ('TEAM', :node)", node=scene.node)
         match row.rpc:
             case "AttemptService/ConfirmPause":
                 await sql("UPDATE jobs SET pauses = 1 WHERE job_id = :job_id", job_id=scene.job_id)

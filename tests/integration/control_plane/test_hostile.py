@@ -338,7 +338,7 @@ async def test_no_refusal_names_a_project_its_caller_is_no_member_of(api: Api) -
     await api.sql(
         "UPDATE jobs SET project = :project, job_set = :project WHERE job_id = :job_id", project=canary, job_id=job_id
     )
-    await api.sql("INSERT INTO quotas (project, max_accelerators) VALUES (:project, '{}')", project=canary)
+    await api.sql("INSERT INTO queue_nodes (kind, name) VALUES ('PROJECT', :project)", project=canary)
     stranger = await api.acting_as("MAINTAINER")
     held = bytearray()
     for method in methods():

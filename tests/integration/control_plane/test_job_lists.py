@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, timedelta
@@ -12,18 +13,31 @@ import grpc
 import pytest
 import pytest_asyncio
 from sqlalchemy import insert, select
+from sqlalchemy import text as sql_text
 
 from control_plane.db.tables import jobs as jobs_table
 from control_plane.jobs import filters
 from control_plane.jobs.filters import AllOf, AnyOf, Comparison, Filter, Kind, Match, Not, Operator
 from control_plane.jobs.states import FINAL_STATES, JobPhase, JobState
+from control_plane.jobs.workflows import waiting_without_workflow
 from headway.jobs.v1 import job_pb2
 from headway.jobs.v1 import job_service_pb2 as pb
+from scheduler.core.types import class_of
 from tests.integration.control_plane.conftest import new_id, refused
 from tests.integration.control_plane.verbs_server import BEGINNING, SPEC, VerbsServer, caller, verbs_server
 from tests.waiting import until
 
 COLUMNS = {"create_time": "created_at", "update_time": "updated_at", "end_time": "ended_at"}
+WRITE_REASON = sql_text(
+    """
+    INSERT INTO waiting_reasons (kind, project, priority_class, shape, reasons)
+    SELECT 'job', project, :class, shape, CAST(:told AS jsonb) FROM jobs
+    WHERE project = :project AND priority = :priority LIMIT 1
+    """
+)
+PROJECTS = ["north", "south"]
+PRIORITIES = [0, 100, 500, 1_000]
+"""Each of a class of its own."""
 TEXTS = ["", "a", "ab", "a*b", 'say "x"', "b\\", "100%", "_", "é"]
 
 
@@ -36,25 +50,29 @@ async def server(postgres_dsn: str) -> AsyncIterator[VerbsServer]:
 def random_jobs(chance: random.Random, count: int) -> list[dict[str, Any]]:
     """Rows with many equal values, so that ties and comparisons of all kinds occur."""
     rows: list[dict[str, Any]] = []
+    # Of queued jobs; what is alike has the same.
+    reasons = {(project, priority): chance.choice(TEXTS) for project in PROJECTS for priority in PRIORITIES}
     for _ in range(count):
-        state = chance.choice(list(JobState))
+        state, project, priority = chance.choice(list(JobState)), chance.choice(PROJECTS), chance.choice(PRIORITIES)
+        job_type = chance.choice(["fine_tune", "hpo"])
+        reason = waiting_without_workflow(job_type) or reasons[project, priority]
         rows.append(
             {
                 "job_id": new_id(),
-                "project": chance.choice(["north", "south"]),
+                "project": project,
                 "name": chance.choice(TEXTS[1:]),
-                "type": chance.choice(["fine_tune", "hpo"]),
+                "type": job_type,
                 "spec": SPEC.model_dump(mode="json"),
                 "spec_sha256": "",
                 "inputs": {},
-                "priority": chance.choice([0, 1, 500, 1_000]),
+                "priority": priority,
                 "state": str(state),
                 "phase": chance.choice([None, *map(str, JobPhase)]),
                 "attempt": chance.randrange(3),
                 "checkpoint_step": chance.choice([0, 4, 8]),
                 "submitter": chance.choice(["user:ada", "user:bob"]),
                 "job_set": chance.choice(["", "sweep", "sweep-2"]),
-                "waiting_reason": chance.choice(TEXTS),
+                "waiting_reason": reason if state is JobState.QUEUED else "",
                 "created_at": BEGINNING + timedelta(hours=chance.randrange(5)),
                 "updated_at": BEGINNING + timedelta(hours=chance.randrange(5)),
                 "ended_at": BEGINNING + timedelta(hours=chance.randrange(5)) if state in FINAL_STATES else None,
@@ -130,8 +148,19 @@ def holds(said: Comparison, found: Any) -> bool:
 
 
 async def insert_jobs(server: VerbsServer, rows: list[dict[str, Any]]) -> None:
+    stored = [{name: value for name, value in row.items() if name != "waiting_reason"} for row in rows]
+    reasons = {
+        (row["project"], row["priority"]): row["waiting_reason"]
+        for row in rows
+        if row["state"] == JobState.QUEUED and row["type"] == "fine_tune"
+    }
     async with server.engine.begin() as connection:
-        await connection.execute(insert(jobs_table), rows)
+        await connection.execute(insert(jobs_table), stored)
+        for (project, priority), words in reasons.items():
+            # What it was told last counts.
+            for told in ([{"words": "a time ago"}], [{"words": words}] if words else []):
+                group = {"project": project, "priority": priority, "class": class_of(priority), "told": json.dumps(told)}
+                await connection.execute(WRITE_REASON, group)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -81,8 +81,9 @@ async def _stage(api: Api) -> Stage:
         other=OTHER_PROJECT,
     )
     await api.sql(
-        "INSERT INTO quotas (project, max_accelerators) SELECT unnest(ARRAY[:one, :two]), '{}'", one=PROJECT, two=OTHER_PROJECT
+        "INSERT INTO queue_nodes (kind, name) SELECT 'PROJECT', unnest(ARRAY[:one, :two])", one=PROJECT, two=OTHER_PROJECT
     )
+    await api.sql("INSERT INTO queue_nodes (kind, name) VALUES ('ORGANISATION', '')")
     return Stage(api, template, OTHER_PROJECT)
 
 
@@ -149,7 +150,9 @@ async def test_what_is_hidden_answers_as_what_is_missing_to_the_byte(api: Api) -
     stage = await _stage(api)
     hidden = await stage.scene(matrix.rows()[0], "own", "somebody")
     stranger = await api.acting_as("MAINTAINER", OTHER_PROJECT)
-    missing = Scene("nowhere", *(new_id() for _ in range(5)), sha256=hidden.sha256, manifest_uri=hidden.manifest_uri)
+    missing = Scene(
+        "nowhere", *(new_id() for _ in range(5)), node=new_id(), sha256=hidden.sha256, manifest_uri=hidden.manifest_uri
+    )
     for row in matrix.rows():
         if row.cells["x"] != "N":
             continue

@@ -10,7 +10,9 @@ from typing import Any
 from sqlalchemy import func, insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from control_plane.db.scheduling_tables import queue_nodes
 from control_plane.db.tables import jobs, leases, outbox, workers
+from control_plane.jobs.repository import get_job
 from control_plane.jobs.spec import DatasetRef, FineTuneSpec, ResourceSpec, canonical_sha256
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -103,6 +105,12 @@ class World:
             )
         return lease_id
 
+    async def quota(self, project: str, pool: str, **quota: int | None) -> None:
+        """Gives a project a quota of accelerators."""
+        cell = {"pool": pool, "resource": "accelerators", "nominal": 0, "borrowing_limit": None, "lending_limit": None}
+        async with self.engine.begin() as connection:
+            await connection.execute(insert(queue_nodes).values(kind="PROJECT", name=project, quotas=[cell | quota]))
+
     async def send(self, job_id: str, kind: str, payload: dict[str, Any] | None = None) -> None:
         """A row of the outbox, ready."""
         row = {"kind": kind, "job_id": job_id, "payload": payload or {}, "trace_parent": TRACE_PARENT}
@@ -123,6 +131,11 @@ class World:
         """The rows of a query."""
         async with self.engine.connect() as connection:
             return list((await connection.execute(text(statement), parameters)).all())
+
+    async def waiting_reason(self, job_id: str) -> str:
+        """Why a job waits, as its reader is told."""
+        async with self.engine.connect() as connection:
+            return (await get_job(connection, job_id))["waiting_reason"]
 
     async def state(self, job_id: str) -> str:
         """The state of a job."""

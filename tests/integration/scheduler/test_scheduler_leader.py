@@ -87,10 +87,10 @@ async def test_a_take_over_waits_for_the_transaction_that_holds_the_fence(world:
         await connection.execute(text(END_TERM))
         taking_over = asyncio.create_task(successor.campaign())
         await until(lambda: _somebody_waits(world), "the successor waits for the row")
-        await connection.execute(text("UPDATE jobs SET waiting_reason = 'written by epoch 1'"))
+        await connection.execute(text("UPDATE jobs SET name = 'written by epoch 1'"))
     assert await taking_over
     assert successor.epoch == 2
-    assert (await world.row("SELECT waiting_reason FROM jobs WHERE job_id = :id", id=job_id)).waiting_reason
+    assert (await world.row("SELECT name FROM jobs WHERE job_id = :id", id=job_id)).name == "written by epoch 1"
 
 
 async def test_a_leader_stalled_in_a_transaction_is_cut_off(world: World) -> None:
@@ -102,7 +102,7 @@ async def test_a_leader_stalled_in_a_transaction_is_cut_off(world: World) -> Non
         await stalled.fence(connection)
         await until(successor.campaign, "the successor takes over")
         with pytest.raises(DBAPIError):
-            await connection.execute(text("UPDATE jobs SET waiting_reason = 'too late'"))
+            await connection.execute(text("UPDATE jobs SET name = 'too late'"))
         await connection.invalidate()
 
 

@@ -12,13 +12,16 @@ from control_plane.db.engine import in_transaction
 from control_plane.db.leases import end_lease
 from control_plane.jobs.workflows import waiting_without_workflow
 from control_plane.settings import SchedulerSettings
-from scheduler import loop, snapshot
-from scheduler.core import Limits, Micros, Plan, Snapshot, plan
+from scheduler import loop
+from scheduler.core.snapshot import Snapshot
+from scheduler.core.types import Limits, Micros, Plan
 from scheduler.leader import Leadership
-from scheduler.loop import RoundLoop
+from scheduler.loop import RoundLoop, plan
+from scheduler.snapshot import Reading, SnapshotReader
 
 LEASE = "SELECT * FROM leases WHERE lease_id = :id"
 JOB = "SELECT * FROM jobs WHERE job_id = :id"
+HISTORY = "SELECT * FROM waiting_reasons ORDER BY since"
 SENT = "SELECT * FROM outbox WHERE job_id = :id AND kind <> 'start_workflow' ORDER BY outbox_id"
 
 
@@ -50,25 +53,18 @@ async def test_admits_the_most_urgent_jobs_into_the_window(world: World, leader:
     assert TRACE_ID in start.trace_parent
     waiting = await world.row(JOB, id=low)
     assert waiting.state == "QUEUED"
-    assert waiting.waiting_reason == "admission: 2 of the project's jobs are under way; at most 2 may be"
+    assert await world.waiting_reason(low) == "admission: 2 of the project's jobs are under way; at most 2 may be"
     assert await world.rows("SELECT state FROM outbox WHERE job_id = :id", id=low) == []
 
 
-async def test_jobs_that_nothing_runs_wait_and_are_in_nobodys_way(
-    world: World, leader: Leadership, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As few are looked at as can be: what cannot start must not be all that is seen.
-    monkeypatch.setattr(snapshot, "_QUEUED_PER_PROJECT_MAX", 1)
+async def test_jobs_that_nothing_runs_wait_and_are_in_nobodys_way(world: World, leader: Leadership) -> None:
     waiting = [await world.job(priority=900, job_type="hpo") for _ in range(3)]
     runs = await world.job(priority=1)
     await rounds_of(world, leader, prepare_ahead_per_project=1).round()
 
     assert await world.state(runs) == "STARTING"
     assert [await world.state(job) for job in waiting] == ["QUEUED"] * 3
-    seen = await world.row(
-        "SELECT count(*) AS jobs FROM jobs WHERE waiting_reason = :words", words=waiting_without_workflow("hpo")
-    )
-    assert seen.jobs == 1
+    assert [await world.waiting_reason(job) for job in waiting] == [waiting_without_workflow("hpo")] * 3
 
 
 async def test_a_grant_is_the_next_attempt_and_one_signal(world: World, leader: Leadership) -> None:
@@ -100,30 +96,45 @@ async def test_a_grant_is_the_next_attempt_and_one_signal(world: World, leader: 
 async def test_what_waits_says_why_and_only_once(world: World, leader: Leadership) -> None:
     await granted(world, leader)
     job_id = await world.job(state="RUNNING")
-    lease_id = await world.request(job_id, kind="cpu")
+    await world.request(job_id, kind="cpu")
     rounds = rounds_of(world, leader)
     await rounds.round()
     before = await world.row(JOB, id=job_id)
-    assert before.waiting_reason == "capacity: asks for 1 accelerator of kind cpu; 0 of 1 are free"
-    assert (await world.row(LEASE, id=lease_id)).waiting_reason == before.waiting_reason
+    assert await world.waiting_reason(job_id) == "capacity: asks for 1 accelerator of kind cpu; 0 of 1 are free"
     await rounds.round()
-    assert (await world.row(JOB, id=job_id)).version == before.version, "nothing new was written"
+    assert (await world.row(JOB, id=job_id)).version == before.version, "a reason is no change of the job"
+    assert len(await world.rows(HISTORY)) == 1, "nothing new was written"
+    # A successor goes on from what is stored.
+    await rounds_of(world, leader).round()
+    assert len(await world.rows(HISTORY)) == 1
 
     await world.execute("UPDATE workers SET accelerators = 2")
     await rounds.round()
-    assert (await world.row(JOB, id=job_id)).waiting_reason == ""
-    assert (await world.row(LEASE, id=lease_id)).waiting_reason == ""
+    assert await world.waiting_reason(job_id) == ""
+    await rounds.round()
+    told = [[reason["code"] for reason in row.reasons] for row in await world.rows(HISTORY)]
+    assert told == [["CAPACITY"], []], "its history stays"
+
+
+async def test_what_is_alike_shares_its_reason(world: World, leader: Leadership) -> None:
+    alike = [await world.job(priority=500 + number) for number in range(5)]
+    other = await world.job(priority=950)
+    larger = await world.job(priority=500, accelerators=2)
+    await world.job(state="RUNNING")
+    await rounds_of(world, leader, prepare_ahead_per_project=1).round()
+    for job_id in (*alike, other, larger):
+        assert await world.waiting_reason(job_id) == "admission: 1 of the project's jobs are under way; at most 1 may be"
+    assert len(await world.rows(HISTORY)) == 3
 
 
 async def test_the_quota_holds(world: World, leader: Leadership) -> None:
     await world.worker(accelerators=4)
-    await world.execute("""INSERT INTO quotas (project, max_accelerators) VALUES ('red', '{"cpu": 1}')""")
+    await world.quota("red", "cpu", nominal=1, borrowing_limit=0)
     jobs = [await world.job(state="RUNNING") for _ in range(2)]
     leases = [await world.request(job) for job in jobs]
     await rounds_of(world, leader).round()
     assert [(await world.row(LEASE, id=lease)).state for lease in leases] == ["GRANTED", "REQUESTED"]
-    reason = (await world.row(JOB, id=jobs[1])).waiting_reason
-    assert reason == "quota: asks for 1 accelerator of kind cpu; the project holds 1 of at most 1"
+    assert await world.waiting_reason(jobs[1]) == "quota: asks for 1 accelerators of pool cpu; red uses 1 of at most 1"
 
 
 async def test_a_lease_that_expires_ends_as_lost_and_is_settled(world: World, leader: Leadership) -> None:
@@ -161,7 +172,7 @@ async def test_leases_of_a_worker_that_is_gone_end_and_their_place_is_taken(
     await rounds_of(world, leader, worker_lost_seconds=60 if restarted else 0.001).round()
 
     assert (await world.row(LEASE, id=lease_id)).outcome == "lost"
-    reason = "the worker was restarted" if restarted else "the worker is silent"
+    reason = "the node was restarted" if restarted else "the node is silent"
     assert (await world.rows(SENT, id=job_id))[1].payload["reason"] == reason
     successor = await world.row(LEASE, id=again)
     assert (successor.state, successor.attempt) == ("GRANTED", 2), "in the same round"
@@ -173,25 +184,23 @@ async def test_a_lease_renewed_while_the_round_was_planned_does_not_end(
     job_id, lease_id = await granted(world, leader)
     await world.execute("UPDATE leases SET expires_at = now() - interval '1 second'")
     waiting = await world.request(job_id)
-    renewed = asyncio.Event()
+    seen: list[Plan] = []
 
-    def slow_plan(snapshot: Snapshot, now: Micros, limits: Limits) -> Plan:
-        decided = plan(snapshot, now, limits)
-        assert [end.lease_id for end in decided.ends] == [lease_id]
-        assert [grant.lease_id for grant in decided.grants] == [waiting]
-        return decided
+    def watched_plan(snapshot: Snapshot, now: Micros, limits: Limits) -> Plan:
+        seen.append(plan(snapshot, now, limits))
+        return seen[-1]
 
-    async def renew_then_read(*arguments: Any) -> Any:
-        reading = await read(*arguments)
+    async def read_then_renew(reader: SnapshotReader) -> Reading:
+        reading = await read(reader)
         await world.execute("UPDATE leases SET expires_at = now() + interval '1 hour' WHERE state = 'GRANTED'")
-        renewed.set()
         return reading
 
-    read = loop.read_snapshot
-    monkeypatch.setattr(loop, "plan", slow_plan)
-    monkeypatch.setattr(loop, "read_snapshot", renew_then_read)
+    read = SnapshotReader.read
+    monkeypatch.setattr(loop, "plan", watched_plan)
+    monkeypatch.setattr(SnapshotReader, "read", read_then_renew)
     assert await rounds_of(world, leader).round() == 0, "another round follows at once"
-    assert renewed.is_set()
+    assert [end.lease_id for end in seen[0].ends] == [lease_id]
+    assert [grant.request.request_id for grant in seen[0].grants] == [waiting]
     assert (await world.row(LEASE, id=lease_id)).state == "GRANTED"
     assert (await world.row(LEASE, id=waiting)).state == "REQUESTED", "its accelerator was not free after all"
 
@@ -205,10 +214,7 @@ async def test_a_request_that_can_never_be_granted_is_refused_with_the_number(wo
     assert (lease.state, lease.outcome, lease.accelerator_ms) == ("ENDED", "refused", 0)
     (signal,) = await world.rows(SENT, id=job_id)
     assert signal.kind == "signal_lease_lost"
-    assert signal.payload["reason"] == (
-        "exceeds maximum: asks for 8 accelerators of any kind on one worker; "
-        "the largest worker within the project's quota has 2"
-    )
+    assert signal.payload["reason"] == ("exceeds maximum: asks for 8 accelerators of any kind; the cluster can hold at most 2")
 
 
 async def test_a_request_withdrawn_while_the_round_was_planned_moves_no_attempt(
@@ -217,14 +223,14 @@ async def test_a_request_withdrawn_while_the_round_was_planned_moves_no_attempt(
     await world.worker()
     job_id = await world.job(state="RUNNING")
     lease_id = await world.request(job_id)
-    read = loop.read_snapshot
+    read = SnapshotReader.read
 
-    async def read_then_withdraw(*arguments: Any) -> Any:
-        reading = await read(*arguments)
+    async def read_then_withdraw(reader: SnapshotReader) -> Reading:
+        reading = await read(reader)
         await world.execute("UPDATE leases SET state = 'ENDED', ended_at = now(), outcome = 'cancelled'")
         return reading
 
-    monkeypatch.setattr(loop, "read_snapshot", read_then_withdraw)
+    monkeypatch.setattr(SnapshotReader, "read", read_then_withdraw)
     await rounds_of(world, leader).round()
     assert (await world.row(LEASE, id=lease_id)).state == "ENDED"
     assert (await world.row(JOB, id=job_id)).attempt == 0
@@ -288,8 +294,8 @@ async def test_a_withdrawn_request_used_nothing_and_waits_no_more(world: World, 
     job_id = await world.job(state="RUNNING")
     lease_id = await world.request(job_id)
     await rounds_of(world, leader).round()
-    assert (await world.row(JOB, id=job_id)).waiting_reason.startswith("capacity")
+    assert (await world.waiting_reason(job_id)).startswith("capacity")
     assert await in_transaction(world.engine, lambda connection: end_lease(connection, lease_id, "cancelled")) == 0
-    job = await world.row(JOB, id=job_id)
-    assert (job.waiting_reason, job.accelerator_ms) == ("", {})
+    assert await world.waiting_reason(job_id) == ""
+    assert (await world.row(JOB, id=job_id)).accelerator_ms == {}
     assert await in_transaction(world.engine, lambda connection: end_lease(connection, lease_id, "lost")) is None

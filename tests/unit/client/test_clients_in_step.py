@@ -20,7 +20,7 @@ from headway_client.client import Client
 CLIENT = Path(inspect.getfile(Client)).parent
 # What only a platform's own processes write; `workers/control_plane.py` calls them.
 OF_WORKERS = re.compile(
-    r"headway\.attempts\.v1\..*|.*/(RegisterWorker|AppendLogs|RegisterModelVersion|RecordMirror|IssueAttemptToken)"
+    r"headway\.attempts\.v1\..*|.*/(RegisterWorker|RegisterNodePool|AppendLogs|RegisterModelVersion|RecordMirror|IssueAttemptToken)"
 )
 
 
@@ -68,7 +68,7 @@ def bodies(path: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["jobs", "catalog", "organisation"])
+@pytest.mark.parametrize("name", ["jobs", "catalog", "organisation", "scheduling"])
 def test_both_clients_do_the_same(name: str) -> None:
     blocking, asyncio_ = bodies(CLIENT / f"blocking/{name}.py"), bodies(CLIENT / f"aio/{name}.py")
     assert blocking == asyncio_

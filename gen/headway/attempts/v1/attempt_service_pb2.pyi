@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from headway.jobs.v1 import job_pb2 as _job_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TopologyMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TopologyModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TopologyMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOPOLOGY_MODE_UNSPECIFIED: _TopologyMode.ValueType  # 0
+    """Never sent; refused."""
+    TOPOLOGY_MODE_REQUIRED: _TopologyMode.ValueType  # 1
+    """All in one domain, or the lease waits."""
+    TOPOLOGY_MODE_PREFERRED: _TopologyMode.ValueType  # 2
+    """In one domain if one has room; else in as few as can be."""
+    TOPOLOGY_MODE_BALANCED: _TopologyMode.ValueType  # 3
+    """Required; in the domain that has most room left, so that domains fill evenly."""
+
+class TopologyMode(_TopologyMode, metaclass=_TopologyModeEnumTypeWrapper):
+    """How much it matters that the members of a lease share a domain."""
+
+TOPOLOGY_MODE_UNSPECIFIED: TopologyMode.ValueType  # 0
+"""Never sent; refused."""
+TOPOLOGY_MODE_REQUIRED: TopologyMode.ValueType  # 1
+"""All in one domain, or the lease waits."""
+TOPOLOGY_MODE_PREFERRED: TopologyMode.ValueType  # 2
+"""In one domain if one has room; else in as few as can be."""
+TOPOLOGY_MODE_BALANCED: TopologyMode.ValueType  # 3
+"""Required; in the domain that has most room left, so that domains fill evenly."""
+Global___TopologyMode: _TypeAlias = TopologyMode  # noqa: Y015
 
 @_typing.final
 class StartPhaseRequest(_message.Message):
@@ -122,26 +151,100 @@ class FinishPhaseResponse(_message.Message):
 Global___FinishPhaseResponse: _TypeAlias = FinishPhaseResponse  # noqa: Y015
 
 @_typing.final
-class Shape(_message.Message):
-    """What one lease holds."""
+class Topology(_message.Message):
+    """That the members of a lease belong together."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    LEVEL_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    level: _builtins.str
+    """The label of workers whose values are the domains, such as "rack"; 1 to 63 characters of [a-z0-9./-]."""
+    mode: Global___TopologyMode.ValueType
+    """How much it matters. Required."""
+    def __init__(
+        self,
+        *,
+        level: _builtins.str = ...,
+        mode: Global___TopologyMode.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Topology: _TypeAlias = Topology  # noqa: Y015
+
+@_typing.final
+class Shape(_message.Message):
+    """What one lease holds: equal members, each whole on one worker, all granted together or none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ACCELERATORS_FIELD_NUMBER: _builtins.int
     ACCELERATOR_KIND_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    CPU_MILLIS_FIELD_NUMBER: _builtins.int
+    MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    SPOT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_FIELD_NUMBER: _builtins.int
     accelerators: _builtins.int
-    """Number of accelerators, at least 1."""
+    """Number of accelerators of each member, 1 to 4,096."""
     accelerator_kind: _builtins.str
     """Their kind, or "any"."""
+    members: _builtins.int
+    """Members, 0 to 4,096; 0 means 1."""
+    cpu_millis: _builtins.int
+    """Thousandths of a CPU of each member, 0 to 1,048,576,000."""
+    memory_mib: _builtins.int
+    """MiB of memory of each member, 0 to 1,073,741,824."""
+    spot: _builtins.bool
+    """Whether workers that may be taken away without notice will do."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What every worker must carry; at most 32, limits as of headway.capacity.v1.Worker.labels."""
+
+    @_builtins.property
+    def topology(self) -> Global___Topology:
+        """Whether the members belong together; absent: they need not."""
+
     def __init__(
         self,
         *,
         accelerators: _builtins.int = ...,
         accelerator_kind: _builtins.str = ...,
+        members: _builtins.int = ...,
+        cpu_millis: _builtins.int = ...,
+        memory_mib: _builtins.int = ...,
+        spot: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        topology: Global___Topology | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["topology", b"topology"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_kind", b"accelerator_kind", "accelerators", b"accelerators"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_kind", b"accelerator_kind", "accelerators", b"accelerators", "cpu_millis", b"cpu_millis", "labels", b"labels", "members", b"members", "memory_mib", b"memory_mib", "spot", b"spot", "topology", b"topology"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,9 +21,29 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Worker(_message.Message):
-    """A machine that runs leased phases."""
+    """A machine that runs leased phases: a node of a pool."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NAME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
@@ -32,6 +52,13 @@ class Worker(_message.Message):
     ACCELERATORS_LEASED_FIELD_NUMBER: _builtins.int
     ALIVE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_TIME_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    SPOT_FIELD_NUMBER: _builtins.int
+    CPU_MILLIS_FIELD_NUMBER: _builtins.int
+    MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Stable name, 1 to 63 characters of [a-z0-9-]."""
     incarnation: _builtins.str
@@ -44,9 +71,29 @@ class Worker(_message.Message):
     """Accelerators under lease now. Output only."""
     alive: _builtins.bool
     """Whether its last heartbeat is recent. Output only."""
+    pool: _builtins.str
+    """The pool it belongs to, 1 to 32 characters of [a-z0-9.-]: nodes that are alike, what quotas and prices are about. Empty: the
+    pool called as its kind.
+    """
+    spot: _builtins.bool
+    """Whether it may be taken away without notice; only leases that say so are placed on it. The same on all nodes of a pool."""
+    cpu_millis: _builtins.int
+    """Thousandths of a CPU, 0 to 1,048,576,000. 0: its CPUs are not counted."""
+    memory_mib: _builtins.int
+    """MiB of memory, 0 to 1,073,741,824. 0: its memory is not counted."""
+    cordoned: _builtins.bool
+    """Takes nothing new. Output only."""
+    draining: _builtins.bool
+    """Takes nothing new, and what ran on it was asked to leave. Output only."""
     @_builtins.property
     def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
         """Last heartbeat. Output only."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What leases may ask for, such as {"rack": "r7"}; at most 32, keys 1 to 63 characters of [a-z0-9./-], values 1 to 63 of
+        [A-Za-z0-9._-].
+        """
 
     def __init__(
         self,
@@ -58,10 +105,17 @@ class Worker(_message.Message):
         accelerators_leased: _builtins.int = ...,
         alive: _builtins.bool = ...,
         heartbeat_time: _timestamp_pb2.Timestamp | None = ...,
+        pool: _builtins.str = ...,
+        spot: _builtins.bool = ...,
+        cpu_millis: _builtins.int = ...,
+        memory_mib: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        cordoned: _builtins.bool = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_kind", b"accelerator_kind", "accelerators", b"accelerators", "accelerators_leased", b"accelerators_leased", "alive", b"alive", "heartbeat_time", b"heartbeat_time", "incarnation", b"incarnation", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_kind", b"accelerator_kind", "accelerators", b"accelerators", "accelerators_leased", b"accelerators_leased", "alive", b"alive", "cordoned", b"cordoned", "cpu_millis", b"cpu_millis", "draining", b"draining", "heartbeat_time", b"heartbeat_time", "incarnation", b"incarnation", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "pool", b"pool", "spot", b"spot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,6 +166,64 @@ class RegisterWorkerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterWorkerResponse: _TypeAlias = RegisterWorkerResponse  # noqa: Y015
+
+@_typing.final
+class RegisterNodePoolRequest(_message.Message):
+    """Offers the capacity of many nodes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    """The pool of all of them, limits as of Worker.pool. Required."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]:
+        """The nodes, 1 to 5,000, each name once. Their `pool` may be left empty; else it is the one above. All have one kind of
+        accelerators, and all or none are spot. A pool of more nodes is registered by several calls.
+        """
+
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        nodes: _abc.Iterable[Global___Worker] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterNodePoolRequest: _TypeAlias = RegisterNodePoolRequest  # noqa: Y015
+
+@_typing.final
+class RegisterNodePoolResponse(_message.Message):
+    """Accepted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    heartbeat_seconds: _builtins.float
+    """Call again within this many seconds."""
+    @_builtins.property
+    def cordoned(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of the nodes that take nothing new, by name."""
+
+    def __init__(
+        self,
+        *,
+        heartbeat_seconds: _builtins.float = ...,
+        cordoned: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "heartbeat_seconds", b"heartbeat_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterNodePoolResponse: _TypeAlias = RegisterNodePoolResponse  # noqa: Y015
 
 @_typing.final
 class ListWorkersRequest(_message.Message):
@@ -166,3 +278,46 @@ class ListWorkersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
+
+@_typing.final
+class DeleteWorkerRequest(_message.Message):
+    """Names a worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID chosen by the client. Required."""
+    name: _builtins.str
+    """Its name. Required."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteWorkerRequest: _TypeAlias = DeleteWorkerRequest  # noqa: Y015
+
+@_typing.final
+class DeleteWorkerResponse(_message.Message):
+    """It is forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteWorkerResponse: _TypeAlias = DeleteWorkerResponse  # noqa: Y015

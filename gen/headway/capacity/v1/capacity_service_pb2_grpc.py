@@ -40,10 +40,20 @@ class CapacityServiceStub:
                 request_serializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterWorkerRequest.SerializeToString,
                 response_deserializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterWorkerResponse.FromString,
                 _registered_method=True)
+        self.RegisterNodePool = channel.unary_unary(
+                '/headway.capacity.v1.CapacityService/RegisterNodePool',
+                request_serializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterNodePoolRequest.SerializeToString,
+                response_deserializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterNodePoolResponse.FromString,
+                _registered_method=True)
         self.ListWorkers = channel.unary_unary(
                 '/headway.capacity.v1.CapacityService/ListWorkers',
                 request_serializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.ListWorkersRequest.SerializeToString,
                 response_deserializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
+        self.DeleteWorker = channel.unary_unary(
+                '/headway.capacity.v1.CapacityService/DeleteWorker',
+                request_serializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.DeleteWorkerRequest.SerializeToString,
+                response_deserializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.DeleteWorkerResponse.FromString,
                 _registered_method=True)
 
 
@@ -59,8 +69,23 @@ class CapacityServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterNodePool(self, request, context):
+        """An executor says what the nodes of a pool offer, all in one call: at start, and then as the heartbeat of every node it names.
+        A node that it names no more falls silent and is lost as any other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListWorkers(self, request, context):
         """The workers known, alive and lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWorker(self, request, context):
+        """Forgets a worker. One that holds leases is refused with STILL_NEEDED and their number; one that calls again is there again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,10 +99,20 @@ def add_CapacityServiceServicer_to_server(servicer, server):
                     request_deserializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterWorkerRequest.FromString,
                     response_serializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterWorkerResponse.SerializeToString,
             ),
+            'RegisterNodePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterNodePool,
+                    request_deserializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterNodePoolRequest.FromString,
+                    response_serializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterNodePoolResponse.SerializeToString,
+            ),
             'ListWorkers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkers,
                     request_deserializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.ListWorkersRequest.FromString,
                     response_serializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.ListWorkersResponse.SerializeToString,
+            ),
+            'DeleteWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorker,
+                    request_deserializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.DeleteWorkerRequest.FromString,
+                    response_serializer=headway_dot_capacity_dot_v1_dot_capacity__service__pb2.DeleteWorkerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -119,6 +154,33 @@ class CapacityService:
             _registered_method=True)
 
     @staticmethod
+    def RegisterNodePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.capacity.v1.CapacityService/RegisterNodePool',
+            headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterNodePoolRequest.SerializeToString,
+            headway_dot_capacity_dot_v1_dot_capacity__service__pb2.RegisterNodePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListWorkers(request,
             target,
             options=(),
@@ -135,6 +197,33 @@ class CapacityService:
             '/headway.capacity.v1.CapacityService/ListWorkers',
             headway_dot_capacity_dot_v1_dot_capacity__service__pb2.ListWorkersRequest.SerializeToString,
             headway_dot_capacity_dot_v1_dot_capacity__service__pb2.ListWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.capacity.v1.CapacityService/DeleteWorker',
+            headway_dot_capacity_dot_v1_dot_capacity__service__pb2.DeleteWorkerRequest.SerializeToString,
+            headway_dot_capacity_dot_v1_dot_capacity__service__pb2.DeleteWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,14 @@ class CapacityServiceStub:
     """A worker says what it offers. Called at start and then as a heartbeat; the same name with a new incarnation replaces the
     old one, whose leases are ended as lost at once.
     """
+    RegisterNodePool: _grpc.UnaryUnaryMultiCallable[_capacity_service_pb2.RegisterNodePoolRequest, _capacity_service_pb2.RegisterNodePoolResponse]
+    """An executor says what the nodes of a pool offer, all in one call: at start, and then as the heartbeat of every node it names.
+    A node that it names no more falls silent and is lost as any other.
+    """
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_capacity_service_pb2.ListWorkersRequest, _capacity_service_pb2.ListWorkersResponse]
     """The workers known, alive and lost."""
+    DeleteWorker: _grpc.UnaryUnaryMultiCallable[_capacity_service_pb2.DeleteWorkerRequest, _capacity_service_pb2.DeleteWorkerResponse]
+    """Forgets a worker. One that holds leases is refused with STILL_NEEDED and their number; one that calls again is there again."""
 
 @_typing.type_check_only
 class CapacityServiceAsyncStub(CapacityServiceStub):
@@ -49,8 +55,14 @@ class CapacityServiceAsyncStub(CapacityServiceStub):
     """A worker says what it offers. Called at start and then as a heartbeat; the same name with a new incarnation replaces the
     old one, whose leases are ended as lost at once.
     """
+    RegisterNodePool: _aio.UnaryUnaryMultiCallable[_capacity_service_pb2.RegisterNodePoolRequest, _capacity_service_pb2.RegisterNodePoolResponse]  # type: ignore[assignment]
+    """An executor says what the nodes of a pool offer, all in one call: at start, and then as the heartbeat of every node it names.
+    A node that it names no more falls silent and is lost as any other.
+    """
     ListWorkers: _aio.UnaryUnaryMultiCallable[_capacity_service_pb2.ListWorkersRequest, _capacity_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """The workers known, alive and lost."""
+    DeleteWorker: _aio.UnaryUnaryMultiCallable[_capacity_service_pb2.DeleteWorkerRequest, _capacity_service_pb2.DeleteWorkerResponse]  # type: ignore[assignment]
+    """Forgets a worker. One that holds leases is refused with STILL_NEEDED and their number; one that calls again is there again."""
 
 class CapacityServiceServicer(metaclass=_abc_1.ABCMeta):
     """What there is to schedule on."""
@@ -66,11 +78,29 @@ class CapacityServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def RegisterNodePool(
+        self,
+        request: _capacity_service_pb2.RegisterNodePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_capacity_service_pb2.RegisterNodePoolResponse, _abc.Awaitable[_capacity_service_pb2.RegisterNodePoolResponse]]:
+        """An executor says what the nodes of a pool offer, all in one call: at start, and then as the heartbeat of every node it names.
+        A node that it names no more falls silent and is lost as any other.
+        """
+
+    @_abc_1.abstractmethod
     def ListWorkers(
         self,
         request: _capacity_service_pb2.ListWorkersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_capacity_service_pb2.ListWorkersResponse, _abc.Awaitable[_capacity_service_pb2.ListWorkersResponse]]:
         """The workers known, alive and lost."""
+
+    @_abc_1.abstractmethod
+    def DeleteWorker(
+        self,
+        request: _capacity_service_pb2.DeleteWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_capacity_service_pb2.DeleteWorkerResponse, _abc.Awaitable[_capacity_service_pb2.DeleteWorkerResponse]]:
+        """Forgets a worker. One that holds leases is refused with STILL_NEEDED and their number; one that calls again is there again."""
 
 def add_CapacityServiceServicer_to_server(servicer: CapacityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,9 +20,84 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Resource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESOURCE_UNSPECIFIED: _Resource.ValueType  # 0
+    """Never sent; refused."""
+    RESOURCE_ACCELERATORS: _Resource.ValueType  # 1
+    """Accelerators, in whole ones."""
+    RESOURCE_CPU_MILLIS: _Resource.ValueType  # 2
+    """CPU, in thousandths of one."""
+    RESOURCE_MEMORY_MIB: _Resource.ValueType  # 3
+    """Memory, in MiB."""
+
+class Resource(_Resource, metaclass=_ResourceEnumTypeWrapper):
+    """What there is so much of."""
+
+RESOURCE_UNSPECIFIED: Resource.ValueType  # 0
+"""Never sent; refused."""
+RESOURCE_ACCELERATORS: Resource.ValueType  # 1
+"""Accelerators, in whole ones."""
+RESOURCE_CPU_MILLIS: Resource.ValueType  # 2
+"""CPU, in thousandths of one."""
+RESOURCE_MEMORY_MIB: Resource.ValueType  # 3
+"""Memory, in MiB."""
+Global___Resource: _TypeAlias = Resource  # noqa: Y015
+
+@_typing.final
+class QuotaCell(_message.Message):
+    """What a node of the tree has of one resource of one pool. A cell that no node on the way to the organisation names is limited by
+    what there is and nothing else.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    NOMINAL_FIELD_NUMBER: _builtins.int
+    BORROWING_LIMIT_FIELD_NUMBER: _builtins.int
+    LENDING_LIMIT_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    """The pool of nodes, 1 to 32 characters of [a-z0-9.-]. A worker that names no pool is in the pool called as its kind."""
+    resource: Global___Resource.ValueType
+    """The resource. Required."""
+    nominal: _builtins.int
+    """Its own: use within it takes nothing from anybody. 0 to 1,000,000 accelerators, or to 1,000,000,000,000 of the others."""
+    borrowing_limit: _builtins.int
+    """Most beyond nominal that it may use of what others leave idle, limits as of nominal. Absent: no limit. 0: nothing."""
+    lending_limit: _builtins.int
+    """Most of its nominal that others may use while it is idle, limits as of nominal. Absent: all of it."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        resource: Global___Resource.ValueType = ...,
+        nominal: _builtins.int = ...,
+        borrowing_limit: _builtins.int | None = ...,
+        lending_limit: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_borrowing_limit", b"_borrowing_limit", "_lending_limit", b"_lending_limit", "borrowing_limit", b"borrowing_limit", "lending_limit", b"lending_limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_borrowing_limit", b"_borrowing_limit", "_lending_limit", b"_lending_limit", "borrowing_limit", b"borrowing_limit", "lending_limit", b"lending_limit", "nominal", b"nominal", "pool", b"pool", "resource", b"resource"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__borrowing_limit: _TypeAlias = _typing.Literal["borrowing_limit"]  # noqa: Y015
+    _WhichOneofArgType__borrowing_limit: _TypeAlias = _typing.Literal["_borrowing_limit", b"_borrowing_limit"]  # noqa: Y015
+    _WhichOneofReturnType__lending_limit: _TypeAlias = _typing.Literal["lending_limit"]  # noqa: Y015
+    _WhichOneofArgType__lending_limit: _TypeAlias = _typing.Literal["_lending_limit", b"_lending_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__borrowing_limit) -> _WhichOneofReturnType__borrowing_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lending_limit) -> _WhichOneofReturnType__lending_limit | None: ...
+
+Global___QuotaCell: _TypeAlias = QuotaCell  # noqa: Y015
+
 @_typing.final
 class Quota(_message.Message):
-    """A project's share of the cluster. A project without one may use whatever is free."""
+    """A node of the quota tree. Exactly one of `project`, `team` and `organisation` says which."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -48,15 +124,35 @@ class Quota(_message.Message):
     PROJECT_FIELD_NUMBER: _builtins.int
     MAX_ACCELERATORS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    TEAM_FIELD_NUMBER: _builtins.int
+    ORGANISATION_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
     project: _builtins.str
-    """The project, 1 to 63 characters of [a-z0-9-]."""
+    """A project, 1 to 63 characters of [a-z0-9-]."""
+    team: _builtins.str
+    """A team: 1 to 63 characters of [a-z0-9-]. Teams and projects have names of their own."""
+    organisation: _builtins.bool
+    """The organisation, the root of the tree."""
+    parent: _builtins.str
+    """The team above; empty: the organisation. It must be there, and must not be below this node; at most 8 teams in a row."""
+    weight: _builtins.int
+    """Its share of what is borrowed, against its siblings', in thousandths: 1 to 1,000,000. Absent: 1,000."""
     @_builtins.property
     def max_accelerators(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Most accelerators held at once, by kind; each 0 to 1,000,000. A kind not named is not limited. At most 64 kinds."""
+        """Shorthand for cells of accelerators with this nominal and borrowing limit 0, by pool: the most accelerators held at once; each 0
+        to 1,000,000, at most 64 pools. What is also named in `cells` must say the same there. In answers it holds the cells that it can
+        express.
+        """
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last set. Output only."""
+
+    @_builtins.property
+    def cells(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaCell]:
+        """By pool and resource, each at most once; at most 256."""
 
     def __init__(
         self,
@@ -64,32 +160,47 @@ class Quota(_message.Message):
         project: _builtins.str = ...,
         max_accelerators: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        team: _builtins.str = ...,
+        organisation: _builtins.bool = ...,
+        parent: _builtins.str = ...,
+        weight: _builtins.int | None = ...,
+        cells: _abc.Iterable[Global___QuotaCell] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_accelerators", b"max_accelerators", "project", b"project", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "cells", b"cells", "max_accelerators", b"max_accelerators", "organisation", b"organisation", "parent", b"parent", "project", b"project", "team", b"team", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___Quota: _TypeAlias = Quota  # noqa: Y015
 
 @_typing.final
 class GetQuotaRequest(_message.Message):
-    """Names a project."""
+    """Names a node of the tree: exactly one of its fields."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROJECT_FIELD_NUMBER: _builtins.int
+    TEAM_FIELD_NUMBER: _builtins.int
+    ORGANISATION_FIELD_NUMBER: _builtins.int
     project: _builtins.str
-    """The project. Required."""
+    """A project."""
+    team: _builtins.str
+    """A team."""
+    organisation: _builtins.bool
+    """The organisation."""
     def __init__(
         self,
         *,
         project: _builtins.str = ...,
+        team: _builtins.str = ...,
+        organisation: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organisation", b"organisation", "project", b"project", "team", b"team"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,19 +290,23 @@ class ListQuotasRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TREE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Rows in a page, 0 to 1,000; 0 means 50."""
     page_token: _builtins.str
     """From the previous page."""
+    tree: _builtins.bool
+    """Whether the organisation and the teams are listed too. Who may see only some projects is shown the teams above those."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        tree: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tree", b"tree"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,7 +324,7 @@ class ListQuotasResponse(_message.Message):
     """Token of the next page; empty on the last."""
     @_builtins.property
     def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Quota]:
-        """By project."""
+        """The organisation first, then projects, then teams, each by name."""
 
     def __init__(
         self,
@@ -224,6 +339,57 @@ class ListQuotasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListQuotasResponse: _TypeAlias = ListQuotasResponse  # noqa: Y015
+
+@_typing.final
+class DeleteQuotaRequest(_message.Message):
+    """Names a node of the tree: exactly one of `project`, `team` and `organisation`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    TEAM_FIELD_NUMBER: _builtins.int
+    ORGANISATION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID chosen by the client. Required."""
+    project: _builtins.str
+    """A project."""
+    team: _builtins.str
+    """A team."""
+    organisation: _builtins.bool
+    """The organisation: its quota is forgotten, it stays the root."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        project: _builtins.str = ...,
+        team: _builtins.str = ...,
+        organisation: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organisation", b"organisation", "project", b"project", "request_id", b"request_id", "team", b"team"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteQuotaRequest: _TypeAlias = DeleteQuotaRequest  # noqa: Y015
+
+@_typing.final
+class DeleteQuotaResponse(_message.Message):
+    """It has no quota any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteQuotaResponse: _TypeAlias = DeleteQuotaResponse  # noqa: Y015
 
 @_typing.final
 class GetUsageRequest(_message.Message):

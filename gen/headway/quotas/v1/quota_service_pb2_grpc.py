@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class QuotaServiceStub:
-    """How much of each kind of accelerator a project may hold at once, and what it used.
+    """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
+    another, and what they used.
     """
 
     def __init__(self, channel):
@@ -50,6 +51,11 @@ class QuotaServiceStub:
                 request_serializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.ListQuotasRequest.SerializeToString,
                 response_deserializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.ListQuotasResponse.FromString,
                 _registered_method=True)
+        self.DeleteQuota = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/DeleteQuota',
+                request_serializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.DeleteQuotaRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.DeleteQuotaResponse.FromString,
+                _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/headway.quotas.v1.QuotaService/GetUsage',
                 request_serializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.GetUsageRequest.SerializeToString,
@@ -58,25 +64,35 @@ class QuotaServiceStub:
 
 
 class QuotaServiceServicer:
-    """How much of each kind of accelerator a project may hold at once, and what it used.
+    """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
+    another, and what they used.
     """
 
     def GetQuota(self, request, context):
-        """One project's quota.
+        """The quota of one node of the tree.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetQuota(self, request, context):
-        """Sets one project's quota. Running work is left alone; the scheduler holds to it from its next round.
+        """Sets the quota of one node of the tree, all of it; a team that is not there is made. Running work is left alone; the
+        scheduler holds to it from its next round.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListQuotas(self, request, context):
-        """The quotas set, by project.
+        """The quotas set, by project; with `tree` those of the organisation and of teams too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteQuota(self, request, context):
+        """Takes a node out of the tree. A project without quota is a child of the organisation that has nothing of its own and may
+        borrow what is idle. A team that has children is refused with STILL_NEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,6 +123,11 @@ def add_QuotaServiceServicer_to_server(servicer, server):
                     request_deserializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.ListQuotasRequest.FromString,
                     response_serializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.ListQuotasResponse.SerializeToString,
             ),
+            'DeleteQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteQuota,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.DeleteQuotaRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.DeleteQuotaResponse.SerializeToString,
+            ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
                     request_deserializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.GetUsageRequest.FromString,
@@ -121,7 +142,8 @@ def add_QuotaServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QuotaService:
-    """How much of each kind of accelerator a project may hold at once, and what it used.
+    """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
+    another, and what they used.
     """
 
     @staticmethod
@@ -195,6 +217,33 @@ class QuotaService:
             '/headway.quotas.v1.QuotaService/ListQuotas',
             headway_dot_quotas_dot_v1_dot_quota__service__pb2.ListQuotasRequest.SerializeToString,
             headway_dot_quotas_dot_v1_dot_quota__service__pb2.ListQuotasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/DeleteQuota',
+            headway_dot_quotas_dot_v1_dot_quota__service__pb2.DeleteQuotaRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_quota__service__pb2.DeleteQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,37 +27,55 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QuotaServiceStub:
-    """How much of each kind of accelerator a project may hold at once, and what it used."""
+    """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
+    another, and what they used.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> QuotaServiceAsyncStub: ...
     GetQuota: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.GetQuotaRequest, _quota_service_pb2.GetQuotaResponse]
-    """One project's quota."""
+    """The quota of one node of the tree."""
     SetQuota: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.SetQuotaRequest, _quota_service_pb2.SetQuotaResponse]
-    """Sets one project's quota. Running work is left alone; the scheduler holds to it from its next round."""
+    """Sets the quota of one node of the tree, all of it; a team that is not there is made. Running work is left alone; the
+    scheduler holds to it from its next round.
+    """
     ListQuotas: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.ListQuotasRequest, _quota_service_pb2.ListQuotasResponse]
-    """The quotas set, by project."""
+    """The quotas set, by project; with `tree` those of the organisation and of teams too."""
+    DeleteQuota: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.DeleteQuotaRequest, _quota_service_pb2.DeleteQuotaResponse]
+    """Takes a node out of the tree. A project without quota is a child of the organisation that has nothing of its own and may
+    borrow what is idle. A team that has children is refused with STILL_NEEDED.
+    """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.GetUsageRequest, _quota_service_pb2.GetUsageResponse]
     """What a project used, by kind of accelerator."""
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
-    """How much of each kind of accelerator a project may hold at once, and what it used."""
+    """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
+    another, and what they used.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetQuota: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.GetQuotaRequest, _quota_service_pb2.GetQuotaResponse]  # type: ignore[assignment]
-    """One project's quota."""
+    """The quota of one node of the tree."""
     SetQuota: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.SetQuotaRequest, _quota_service_pb2.SetQuotaResponse]  # type: ignore[assignment]
-    """Sets one project's quota. Running work is left alone; the scheduler holds to it from its next round."""
+    """Sets the quota of one node of the tree, all of it; a team that is not there is made. Running work is left alone; the
+    scheduler holds to it from its next round.
+    """
     ListQuotas: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.ListQuotasRequest, _quota_service_pb2.ListQuotasResponse]  # type: ignore[assignment]
-    """The quotas set, by project."""
+    """The quotas set, by project; with `tree` those of the organisation and of teams too."""
+    DeleteQuota: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.DeleteQuotaRequest, _quota_service_pb2.DeleteQuotaResponse]  # type: ignore[assignment]
+    """Takes a node out of the tree. A project without quota is a child of the organisation that has nothing of its own and may
+    borrow what is idle. A team that has children is refused with STILL_NEEDED.
+    """
     GetUsage: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.GetUsageRequest, _quota_service_pb2.GetUsageResponse]  # type: ignore[assignment]
     """What a project used, by kind of accelerator."""
 
 class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
-    """How much of each kind of accelerator a project may hold at once, and what it used."""
+    """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
+    another, and what they used.
+    """
 
     @_abc_1.abstractmethod
     def GetQuota(
@@ -65,7 +83,7 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quota_service_pb2.GetQuotaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.GetQuotaResponse, _abc.Awaitable[_quota_service_pb2.GetQuotaResponse]]:
-        """One project's quota."""
+        """The quota of one node of the tree."""
 
     @_abc_1.abstractmethod
     def SetQuota(
@@ -73,7 +91,9 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quota_service_pb2.SetQuotaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.SetQuotaResponse, _abc.Awaitable[_quota_service_pb2.SetQuotaResponse]]:
-        """Sets one project's quota. Running work is left alone; the scheduler holds to it from its next round."""
+        """Sets the quota of one node of the tree, all of it; a team that is not there is made. Running work is left alone; the
+        scheduler holds to it from its next round.
+        """
 
     @_abc_1.abstractmethod
     def ListQuotas(
@@ -81,7 +101,17 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quota_service_pb2.ListQuotasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.ListQuotasResponse, _abc.Awaitable[_quota_service_pb2.ListQuotasResponse]]:
-        """The quotas set, by project."""
+        """The quotas set, by project; with `tree` those of the organisation and of teams too."""
+
+    @_abc_1.abstractmethod
+    def DeleteQuota(
+        self,
+        request: _quota_service_pb2.DeleteQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.DeleteQuotaResponse, _abc.Awaitable[_quota_service_pb2.DeleteQuotaResponse]]:
+        """Takes a node out of the tree. A project without quota is a child of the organisation that has nothing of its own and may
+        borrow what is idle. A team that has children is refused with STILL_NEEDED.
+        """
 
     @_abc_1.abstractmethod
     def GetUsage(

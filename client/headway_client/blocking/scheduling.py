@@ -1,0 +1,150 @@
+"""Quotas, capacity, and what the scheduler makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+
+from headway.attempts.v1 import attempt_service_pb2 as attempts
+from headway.capacity.v1 import capacity_service_pb2 as capacity
+from headway.capacity.v1.capacity_service_pb2_grpc import CapacityServiceStub
+from headway.quotas.v1 import quota_service_pb2 as quotas
+from headway.quotas.v1.quota_service_pb2_grpc import QuotaServiceStub
+from headway.scheduler.v1 import scheduler_service_pb2 as scheduler
+from headway.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
+from headway_client import requests
+from headway_client.arguments import build
+from headway_client.blocking.calls import Calls
+
+
+class SchedulingCalls(Calls):
+    """The services that say how much there is, who has how much of it, and why what waits does."""
+
+    @cached_property
+    def _quotas(self) -> QuotaServiceStub:
+        return QuotaServiceStub(self._channel)
+
+    @cached_property
+    def _capacity(self) -> CapacityServiceStub:
+        return CapacityServiceStub(self._channel)
+
+    @cached_property
+    def _scheduler(self) -> SchedulerServiceStub:
+        return SchedulerServiceStub(self._channel)
+
+    # Quotas. A node of the tree is a project, a team, or the organisation: one of the three is named.
+
+    def get_quota(self, project: str = "", *, team: str = "", organisation: bool = False) -> quotas.Quota:
+        """The quota of a node of the tree."""
+        request = build(quotas.GetQuotaRequest, project=project, team=team, organisation=organisation)
+        return self._unary(self._quotas.GetQuota, request).quota
+
+    def set_quota(
+        self,
+        project: str = "",
+        max_accelerators: Mapping[str, int] | None = None,
+        *,
+        team: str = "",
+        organisation: bool = False,
+        parent: str = "",
+        weight: int | None = None,
+        cells: Iterable[quotas.QuotaCell] = (),
+        request_id: str | None = None,
+    ) -> quotas.Quota:
+        """Sets all of the quota of a node of the tree; `max_accelerators` is, by pool, the most that it may hold at once."""
+        request = requests.set_quota(
+            project,
+            max_accelerators,
+            team=team,
+            organisation=organisation,
+            parent=parent,
+            weight=weight,
+            cells=cells,
+            request_id=request_id,
+        )
+        return self._unary(self._quotas.SetQuota, request).quota
+
+    def list_quotas(self, *, tree: bool = False) -> Iterator[quotas.Quota]:
+        """The quotas set, by project; with `tree` those of the organisation and of teams too."""
+        for page in self._pages(self._quotas.ListQuotas, build(quotas.ListQuotasRequest, tree=tree)):
+            yield from page.quotas
+
+    def delete_quota(
+        self, project: str = "", *, team: str = "", organisation: bool = False, request_id: str | None = None
+    ) -> None:
+        """Takes a node out of the tree."""
+        request = build(
+            quotas.DeleteQuotaRequest,
+            request_id=requests.new_id(request_id),
+            project=project,
+            team=team,
+            organisation=organisation,
+        )
+        self._unary(self._quotas.DeleteQuota, request)
+
+    def get_usage(self, project: str) -> list[quotas.Usage]:
+        """What a project holds and used, by kind of accelerator."""
+        return list(self._unary(self._quotas.GetUsage, build(quotas.GetUsageRequest, project=project)).usage)
+
+    # Nodes
+
+    def list_workers(self) -> Iterator[capacity.Worker]:
+        """The workers known, by name."""
+        for page in self._pages(self._capacity.ListWorkers, capacity.ListWorkersRequest()):
+            yield from page.workers
+
+    def delete_worker(self, name: str, *, request_id: str | None = None) -> None:
+        """Forgets a worker that holds nothing."""
+        request = build(capacity.DeleteWorkerRequest, request_id=requests.new_id(request_id), name=name)
+        self._unary(self._capacity.DeleteWorker, request)
+
+    def cordon_node(self, node: str, *, request_id: str | None = None) -> capacity.Worker:
+        """Takes a node out of service for new work."""
+        request = build(scheduler.CordonNodeRequest, request_id=requests.new_id(request_id), node=node)
+        return self._unary(self._scheduler.CordonNode, request).node
+
+    def uncordon_node(self, node: str, *, request_id: str | None = None) -> capacity.Worker:
+        """Puts a node back into service."""
+        request = build(scheduler.UncordonNodeRequest, request_id=requests.new_id(request_id), node=node)
+        return self._unary(self._scheduler.UncordonNode, request).node
+
+    def drain_node(self, node: str, *, reason: str = "", request_id: str | None = None) -> scheduler.DrainNodeResponse:
+        """Takes a node out of service and asks what runs on it to checkpoint and leave."""
+        request = build(scheduler.DrainNodeRequest, request_id=requests.new_id(request_id), node=node, reason=reason)
+        return self._unary(self._scheduler.DrainNode, request)
+
+    # Why, and what if
+
+    def explain_job(self, job_id: str, *, history_size: int = 0, eta: bool = False) -> scheduler.ExplainJobResponse:
+        """Why a job waits; with `eta` also when it may start, which can take seconds."""
+        request = build(scheduler.ExplainJobRequest, job_id=job_id, history_size=history_size, eta=eta)
+        return self._unary(self._scheduler.ExplainJob, request)
+
+    def explain_queue(self, project: str) -> scheduler.ExplainQueueResponse:
+        """What of a project waits and why, what it holds and what it has."""
+        return self._unary(self._scheduler.ExplainQueue, build(scheduler.ExplainQueueRequest, project=project))
+
+    def get_snapshot(self, *, page_size: int = 0) -> Iterator[scheduler.GetSnapshotResponse]:
+        """What rounds decide on, page by page; pools and the quota tree are on the first."""
+        yield from self._pages(self._scheduler.GetSnapshot, build(scheduler.GetSnapshotRequest, page_size=page_size))
+
+    def simulate_submission(
+        self,
+        project: str,
+        shape: attempts.Shape,
+        *,
+        priority: int | None = None,
+        max_run_seconds: int = 0,
+        count: int = 0,
+    ) -> scheduler.SimulateResponse:
+        """What would become of jobs that are submitted now. Nothing is submitted."""
+        request = requests.simulate_submission(project, shape, priority, max_run_seconds, count)
+        return self._unary(self._scheduler.Simulate, request)
+
+    def simulate_quota(self, quota: quotas.Quota) -> scheduler.SimulateResponse:
+        """What a quota would change. Nothing is set."""
+        return self._unary(self._scheduler.Simulate, build(scheduler.SimulateRequest, quota=quota))
+
+    def simulate_lost_node(self, node: str) -> scheduler.SimulateResponse:
+        """What the loss of a node would change. Nothing is lost."""
+        return self._unary(self._scheduler.Simulate, build(scheduler.SimulateRequest, lost_node=node))
