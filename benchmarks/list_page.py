@@ -22,7 +22,7 @@ _QUERIES: Sequence[job_service_pb2.ListJobsRequest] = (
     job_service_pb2.ListJobsRequest(project=PROJECT, filter="state = QUEUED"),
     job_service_pb2.ListJobsRequest(project=PROJECT, filter='job_set = "sweep-7"'),
     job_service_pb2.ListJobsRequest(project=PROJECT, filter="state = FAILED AND priority >= 900"),
-    job_service_pb2.ListJobsRequest(project=PROJECT, order_by="update_time desc"),
+    job_service_pb2.ListJobsRequest(project=PROJECT, order_by="create_time asc"),
     job_service_pb2.ListJobsRequest(),
 )
 _PAGES = 20
