@@ -12,8 +12,10 @@ from pydantic import SecretStr
 
 from benchmarks.figure import Figure
 from benchmarks.servers import PROJECT, database
+from control_plane.collector import spare_collector
 from control_plane.db.engine import create_engine
 from control_plane.settings import PostgresSettings, SchedulerSettings
+from headway_client.telemetry import configure_tracing
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
 
@@ -24,6 +26,8 @@ _TRACE_PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 async def run(quick: bool) -> Figure:
     """Grants a second over rounds of what a burst of requests brings."""
     count = 20_000 if quick else 100_000
+    spare_collector()
+    configure_tracing("benchmark", None, {})
     async with database() as dsn:
         connection = await asyncpg.connect(dsn)
         ceiling = await _copied_per_second(connection, count)

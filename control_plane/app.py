@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 from contextlib import AsyncExitStack, suppress
 from typing import Any
@@ -19,6 +18,7 @@ from control_plane.attempts.servicer import AttemptServicer
 from control_plane.audit.servicer import AuditServicer
 from control_plane.audit.trail import AuditTrail
 from control_plane.capacity.servicer import CapacityServicer
+from control_plane.collector import spare_collector
 from control_plane.datasets.object_store import ObjectStore
 from control_plane.datasets.servicer import DatasetServicer
 from control_plane.db.engine import create_engine
@@ -108,23 +108,12 @@ async def serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     try:
         async with ControlPlane(settings) as control_plane:
-            _spare_collector()
+            spare_collector()
             _log.info("control_plane.serving", port=control_plane.port)
             await stop.wait()
             _log.info("control_plane.stopping")
     finally:
         provider.shutdown()
-
-
-def _spare_collector() -> None:
-    """Keeps Python's collector of cycles away from what lives as long as the process, and from working at every burst.
-
-    An event for a thousand watchers makes thousands of objects within milliseconds, none of them garbage yet; with Python's own
-    thresholds looking for cycles among them took a third of the process's time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 class ControlPlane:

@@ -15,6 +15,7 @@ from temporalio.client import Client
 from temporalio.contrib.opentelemetry import TracingInterceptor
 from temporalio.contrib.pydantic import pydantic_data_converter
 
+from control_plane.collector import spare_collector
 from control_plane.db.engine import create_engine
 from control_plane.db.notifications import Notifications
 from control_plane.db.tables import CHANNEL_OUTBOX, CHANNEL_SCHEDULER
@@ -49,6 +50,7 @@ async def serve(settings: Settings, health_listen: str) -> None:
     postgres = require(settings.postgres, "postgres", "scheduler")
     temporal = require(settings.temporal, "temporal", "scheduler")
     failpoints.arm(settings.scheduler.failpoint)
+    spare_collector()
     provider = configure("headway-scheduler", settings.telemetry.otlp_traces_url, settings.telemetry.otlp_headers)
     stopped = _stop_signal()
     health = await serve_health(health_listen)

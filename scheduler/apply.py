@@ -7,11 +7,12 @@ is gone is left out: the event that took it away brings the next round.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import text
@@ -24,11 +25,13 @@ from control_plane.db.leases import OUTCOME_LOST, OUTCOME_REFUSED, Ending, end_l
 from control_plane.db.tables import CHANNEL_OUTBOX
 from control_plane.jobs import states
 from control_plane.jobs.states import UNDER_WAY, JobState
-from scheduler.core.types import Grant, Plan, Pool, Preempt, QueueNode
+from scheduler.core.types import Grant, Micros, Plan, Pool, Preempt, QueuedJob, QueueNode
 from scheduler.core.words import words
 from scheduler.spans import decided
 from scheduler.tree import scopes_above
 from workers.workflows.contracts import LeaseEnd, LeaseGrant, PreemptOrder
+
+_T = TypeVar("_T")
 
 PREEMPTED = "its accelerators are needed by work that goes before it"
 """What a lease is told that is to yield."""
@@ -71,12 +74,14 @@ class Written:
     grants: list[Grant] = field(default_factory=list[Grant])
     preemptions: list[Preempt] = field(default_factory=list[Preempt])
     claims: int = 0
-    admissions: int = 0
+    admissions: list[QueuedJob] = field(default_factory=list[QueuedJob])
+    at: Micros | None = None
+    """When, by the database's clock; None: there was nothing to do."""
 
     @property
     def changes(self) -> int:
         """How many decisions were carried out."""
-        return self.ends + self.refusals + len(self.grants) + len(self.preemptions) + self.claims + self.admissions
+        return self.ends + self.refusals + len(self.grants) + len(self.preemptions) + self.claims + len(self.admissions)
 
 
 _LOCK_JOBS = text(
@@ -128,6 +133,13 @@ _CLAIM = text(
     UPDATE leases SET claim = given.placement::jsonb
     FROM unnest(CAST(:lease_ids AS uuid[]), CAST(:placements AS text[])) AS given (lease_id, placement)
     WHERE leases.lease_id = given.lease_id AND state = 'REQUESTED'
+    """
+)
+# The triggers that note changes for the leader look at this.
+_WITHOUT_NOTES = text(
+    """
+    SELECT (date_part('epoch', now()) * 1e6)::bigint
+    FROM (SELECT set_config('headway.without_notes', 'on', true)) AS setting
     """
 )
 _SEND = text(
@@ -192,10 +204,12 @@ class Writer:
                 for refusal in plan.refusals
             ]
             written.refusals = await self._end(never)
-        written.grants = await self._grant(plan.grants)
         written.preemptions = await self._preempt(plan.preemptions)
         written.claims = await self._claim(plan)
-        written.admissions = await self._admit(job.job_id for job in plan.admissions)
+        # What follows the leader knows without being told: it keeps its state up by itself.
+        written.at = Micros((await self._connection.execute(_WITHOUT_NOTES)).scalar_one())
+        written.grants = await self._grant(plan.grants)
+        written.admissions = await self._admit(plan.admissions)
         await self._send()
         return written
 
@@ -212,12 +226,12 @@ class Writer:
         await self._lock_jobs({each.job_id for each in decided_on})
         lease_ids = [request.request_id for request in requests] + [preemption.lease_id for preemption in plan.preemptions]
         if lease_ids:
-            rows = await self._connection.execute(_LEASES, {"ids": lease_ids})
-            self._leases = {row.lease_id: _Lease(row.state, row.phase, row.preempted) for row in rows}
+            rows = (await self._connection.execute(_LEASES, {"ids": lease_ids})).all()
+            self._leases = {lease_id: _Lease(*rest) for lease_id, *rest in rows}
 
     async def _lock_jobs(self, job_ids: Iterable[str]) -> None:
-        rows = await self._connection.execute(_LOCK_JOBS, {"ids": list(job_ids)})
-        self._jobs = {row.job_id: _Job(row.state, row.attempt, row.trace_parent) for row in rows}
+        rows = (await self._connection.execute(_LOCK_JOBS, {"ids": list(job_ids)})).all()
+        self._jobs = {job_id: _Job(*rest) for job_id, *rest in rows}
 
     async def _refuse_revived(self, lease_ids: Sequence[str]) -> None:
         parameters = {"ids": lease_ids, "lost_seconds": self._node_lost_seconds}
@@ -238,31 +252,10 @@ class Writer:
         holding = await self._reserve(await self._still_holding(grants))
         if not holding:
             return []
-        granted_before: Counter[str] = Counter()
-        attempts: list[int] = []
-        events: list[Happening] = []
-        for grant in holding:
-            request = grant.request
-            job_id, lease_id = request.job_id, request.request_id
-            granted_before[job_id] += 1
-            attempt = self._jobs[job_id].attempt + granted_before[job_id]
-            attempts.append(attempt)
-            message = LeaseGrant(
-                lease_id=lease_id,
-                attempt=attempt,
-                worker=grant.placement[0][0],
-                accelerators=request.shape.accelerators,
-                accelerator_kind=self._pools[grant.pool].kind,
-            )
-            detail = message.model_dump(mode="json", exclude={"attempt"})
-            detail |= {"pool": grant.pool, "placement": grant.placement, "leader_epoch": self._epoch}
-            events.append(Happening(job_id, detail, phase=self._leases[lease_id].phase, attempt=attempt))
-            attributes = {"headway.attempt": attempt, "headway.worker": message.worker}
-            parent = self._decided("scheduler.grant", job_id, attributes)
-            self._outgo("signal_lease_granted", job_id, f"grant/{lease_id}", message, parent)
+        numbers = self._attempts(holding)
         parameters: dict[str, Any] = {
             "lease_ids": [grant.request.request_id for grant in holding],
-            "attempts": attempts,
+            "attempts": numbers,
             "workers": [grant.placement[0][0] for grant in holding],
             "incarnations": [grant.incarnations[0] for grant in holding],
             "kinds": [self._pools[grant.pool].kind for grant in holding],
@@ -271,9 +264,47 @@ class Writer:
             "epoch": self._epoch,
             "lease_seconds": self._lease_seconds,
         }
-        await self._connection.execute(_GRANT, parameters)
-        await append_events(self._connection, EventType.LEASE_GRANTED, events)
+        granting = self._connection.execute(_GRANT, parameters)
+        events = await _meanwhile(granting, lambda: [self._granted(*each) for each in zip(holding, numbers, strict=True)])
+        telling = append_events(self._connection, EventType.LEASE_GRANTED, events)
+        await _meanwhile(telling, lambda: [self._tell(*each) for each in zip(holding, numbers, strict=True)])
         return holding
+
+    def _attempts(self, grants: Sequence[Grant]) -> list[int]:
+        """Each grant's attempt: one more than its job's last."""
+        granted_before: Counter[str] = Counter()
+        numbers: list[int] = []
+        for grant in grants:
+            job_id = grant.request.job_id
+            granted_before[job_id] += 1
+            numbers.append(self._jobs[job_id].attempt + granted_before[job_id])
+        return numbers
+
+    def _granted(self, grant: Grant, attempt: int) -> Happening:
+        request = grant.request
+        detail = {
+            "lease_id": request.request_id,
+            "worker": grant.placement[0][0],
+            "accelerators": request.shape.accelerators,
+            "accelerator_kind": self._pools[grant.pool].kind,
+            "pool": grant.pool,
+            "placement": grant.placement,
+            "leader_epoch": self._epoch,
+        }
+        return Happening(request.job_id, detail, phase=self._leases[request.request_id].phase, attempt=attempt)
+
+    def _tell(self, grant: Grant, attempt: int) -> None:
+        request, worker = grant.request, grant.placement[0][0]
+        message = LeaseGrant(
+            lease_id=request.request_id,
+            attempt=attempt,
+            worker=worker,
+            accelerators=request.shape.accelerators,
+            accelerator_kind=self._pools[grant.pool].kind,
+        )
+        attributes = {"headway.attempt": attempt, "headway.worker": worker}
+        parent = self._decided("scheduler.grant", request.job_id, attributes)
+        self._outgo("signal_lease_granted", request.job_id, f"grant/{request.request_id}", message, parent)
 
     async def _still_holding(self, grants: Sequence[Grant]) -> list[Grant]:
         """The grants whose request is open, whose job goes on, and whose nodes are the same start of them."""
@@ -343,13 +374,16 @@ class Writer:
         }
         return (await self._connection.execute(_CLAIM, parameters)).rowcount
 
-    async def _admit(self, job_ids: Iterable[str]) -> int:
-        queued = [job_id for job_id in job_ids if (job := self._jobs.get(job_id)) and job.state == JobState.QUEUED]
+    async def _admit(self, admissions: Iterable[QueuedJob]) -> list[QueuedJob]:
+        queued = [each for each in admissions if (job := self._jobs.get(each.job_id)) and job.state == JobState.QUEUED]
         starting = states.apply(JobState.QUEUED, states.ADMIT)
-        await append_events(self._connection, EventType.STATE_CHANGED, [Happening(job_id, state=starting) for job_id in queued])
-        for job_id in queued:
-            self._outgo("start_workflow", job_id, f"start/{job_id}", None, self._decided("scheduler.admit", job_id))
-        return len(queued)
+        events = [Happening(job.job_id, state=starting) for job in queued]
+        telling = append_events(self._connection, EventType.STATE_CHANGED, events)
+        await _meanwhile(telling, lambda: [self._start(job.job_id) for job in queued])
+        return queued
+
+    def _start(self, job_id: str) -> None:
+        self._outgo("start_workflow", job_id, f"start/{job_id}", None, self._decided("scheduler.admit", job_id))
 
     def _is(self, lease_id: str, state: str) -> bool:
         lease = self._leases.get(lease_id)
@@ -379,6 +413,17 @@ class Writer:
         }
         await self._connection.execute(_SEND, parameters)
         await notify(self._connection, CHANNEL_OUTBOX)
+
+
+async def _meanwhile(statement: Coroutine[Any, Any, Any], work: Callable[[], _T]) -> _T:
+    """Has the database carry out a statement and does some work meanwhile, of which there is as much as the database has."""
+    executing = asyncio.create_task(statement)
+    # Sends it.
+    await asyncio.sleep(0)
+    try:
+        return work()
+    finally:
+        await executing
 
 
 def _placed(grant: Grant) -> str:

@@ -148,6 +148,9 @@ class RoundLoop:
         if decided.changes:
             failpoints.reach(Failpoint.AFTER_COMMIT)
             self._reader.recorded()
+        if written.at is not None:
+            expires = Micros(written.at + int(self._settings.lease_seconds * _MICROS))
+            reading.state.carried_out(written.grants, written.admissions, written.at, expires)
         self._reader.committed(reading)
         self._reasons.committed(reasons)
         for preemption in written.preemptions:
@@ -218,6 +221,6 @@ def _log_round(written: Written, seconds: float) -> None:
         refused=written.refusals,
         granted=len(written.grants),
         preempted=len(written.preemptions),
-        admitted=written.admissions,
+        admitted=len(written.admissions),
         milliseconds=round(seconds * 1000, 1),
     )

@@ -20,6 +20,7 @@ from scheduler.core.snapshot import Snapshot
 from scheduler.core.types import (
     Amounts,
     Brakes,
+    Grant,
     GroupKey,
     Lease,
     Limits,
@@ -135,6 +136,43 @@ class State:
             if request is not None:
                 self._requests.add(request)
 
+    def carried_out(self, grants: Iterable[Grant], admissions: Iterable[QueuedJob], at: Micros, expires: Micros) -> None:
+        """Takes what a round granted and admitted, as reading those rows would.
+
+        Args:
+            grants: of requests that waited.
+            admissions: of jobs that were queued.
+            at: when they were granted.
+            expires: when the leases do, unless they are renewed.
+        """
+        for grant in grants:
+            request = grant.request
+            self._requests.remove(request.request_id)
+            self._hold(
+                Lease(
+                    lease_id=request.request_id,
+                    job_id=request.job_id,
+                    queue=request.queue,
+                    shape=request.shape,
+                    priority=request.priority,
+                    submitted=request.submitted,
+                    run_micros=request.run_micros,
+                    pool=grant.pool,
+                    placement=grant.placement,
+                    incarnations=grant.incarnations,
+                    granted=at,
+                    expires=expires,
+                )
+            )
+        for job in admissions:
+            self._jobs.remove(job.job_id)
+            self._in_window[job.job_id] = job.queue
+            self._admitted[job.queue] += 1
+
+    def _hold(self, lease: Lease) -> None:
+        self._leases[lease.lease_id] = lease
+        heapq.heappush(self._expiries, (lease.expires, lease.lease_id))
+
     def waiting(self, jobs: Iterable[QueuedJob], requests: Iterable[Request]) -> State:
         """This state, with what waits as a whole."""
         self._jobs = Backlog[QueuedJob](jobs, aging_micros=self._aging_micros)
@@ -178,23 +216,24 @@ class State:
             )
         if row.state == "GRANTED" and row.granted is not None and row.expires is not None:
             placement, incarnations = _placed(row.placement)
-            self._leases[row.lease_id] = Lease(
-                lease_id=row.lease_id,
-                job_id=row.job_id,
-                queue=project,
-                shape=shape,
-                priority=row.priority,
-                submitted=row.submitted,
-                run_micros=run_micros,
-                pool=row.pool or "",
-                placement=placement,
-                incarnations=incarnations,
-                granted=row.granted,
-                expires=row.expires,
-                checkpointed=row.checkpointed,
-                preempted_for=row.preempted_for,
+            self._hold(
+                Lease(
+                    lease_id=row.lease_id,
+                    job_id=row.job_id,
+                    queue=project,
+                    shape=shape,
+                    priority=row.priority,
+                    submitted=row.submitted,
+                    run_micros=run_micros,
+                    pool=row.pool or "",
+                    placement=placement,
+                    incarnations=incarnations,
+                    granted=row.granted,
+                    expires=row.expires,
+                    checkpointed=row.checkpointed,
+                    preempted_for=row.preempted_for,
+                )
             )
-            heapq.heappush(self._expiries, (row.expires, row.lease_id))
             if row.preempted is not None:
                 self._preempted[row.lease_id] = row.preempted
         return None

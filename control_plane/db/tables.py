@@ -120,8 +120,8 @@ jobs = Table(
         text("job_id DESC"),
         postgresql_where=text("job_set <> ''"),
     ),
-    # Room for what follows on a job's own page: most updates of it then touch no index.
-    postgresql_with={"fillfactor": "80"},
+    # Room for as many new versions as a page has rows: rounds change many at once, and most updates then touch no index.
+    postgresql_with={"fillfactor": "50"},
 )
 
 idempotency_keys = Table(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
 from scheduler_world import World
 from structlog.testing import capture_logs
 
+from control_plane.settings import SchedulerSettings
 from scheduler.core.types import Limits
+from scheduler.leader import Leadership
+from scheduler.loop import RoundLoop
 from scheduler.record import take_notes
 from scheduler.shapes import shape_of, text_of
 from scheduler.snapshot import Reading, SnapshotReader
@@ -106,6 +110,38 @@ async def test_applying_what_changed_is_reading_everything_anew(world: World, se
         if chance.random() < 0.6:
             await commit(world, kept, reading)
             assert await world.rows("SELECT 1 FROM scheduler_changes") == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_rounds_carried_out_is_known_without_being_read(world: World, leader: Leadership, seed: int) -> None:
+    changes = Changes(world, random.Random(seed))  # noqa: S311 - a test's
+    await world.worker("w", accelerators=64, kind="h100")
+    settings = SchedulerSettings(recheck_seconds=0.000_001, prepare_ahead_per_project=1_000)
+    # Each round holds what is known against all there is.
+    rounds = RoundLoop(world.engine, leader, settings, asyncio.Event())
+    with capture_logs() as logged:
+        for _ in range(30):
+            await world.request(await world.job(state="RUNNING", project="green"))
+            await world.job(project="green")
+            for _ in range(2):
+                await changes.some()
+            await rounds.round()
+    written = [line for line in logged if line["event"] == "round.written"]
+    assert sum(line["granted"] for line in written) >= 30
+    assert sum(line["admitted"] for line in written) >= 30
+    assert [line for line in logged if line["event"] == "snapshot.differs"] == []
+
+
+async def test_grants_and_admissions_leave_no_note(world: World, leader: Leadership) -> None:
+    await world.worker("w", accelerators=4)
+    await world.job()
+    await world.request(await world.job(state="RUNNING"))
+    rounds = RoundLoop(world.engine, leader, SchedulerSettings(), asyncio.Event())
+    await rounds.round()
+    assert {row.state for row in await world.rows("SELECT state FROM leases")} == {"GRANTED"}
+    assert await world.rows("SELECT 1 FROM scheduler_changes") == []
+    await world.execute("UPDATE jobs SET state = 'CANCELLING'")
+    assert len(await world.rows("SELECT 1 FROM scheduler_changes")) == 1, "of everybody else"
 
 
 async def test_a_change_that_no_note_tells_of_is_found_and_logged(world: World) -> None:
