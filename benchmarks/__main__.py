@@ -26,6 +26,7 @@ from benchmarks import (
     scheduler_recovery,
     stalled_streams,
     submit_batch,
+    submit_to_lease,
     submit_unary,
     unschedulable_verdict,
     watch_lag,
@@ -59,6 +60,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "unschedulable_verdict": Benchmark(unschedulable_verdict.run, 90, 40),
     "decisions_durable": Benchmark(decisions_durable.run, 60, 20),
     "preemption_cycles": Benchmark(preemption_cycles.run, 700, 20),
+    "submit_to_lease": Benchmark(submit_to_lease.run, 100, 40),
     "gang_reclaim": Benchmark(reclaim_gang.run, 15, 10),
 }
 
