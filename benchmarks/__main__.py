@@ -30,6 +30,7 @@ from benchmarks import (
     submit_unary,
     unschedulable_verdict,
     watch_lag,
+    workflow_starts,
 )
 from benchmarks.figure import Figure
 
@@ -61,6 +62,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "decisions_durable": Benchmark(decisions_durable.run, 60, 20),
     "preemption_cycles": Benchmark(preemption_cycles.run, 700, 20),
     "submit_to_lease": Benchmark(submit_to_lease.run, 100, 40),
+    "workflow_starts": Benchmark(workflow_starts.run, 60, 30),
     "gang_reclaim": Benchmark(reclaim_gang.run, 15, 10),
 }
 

@@ -70,6 +70,12 @@ async def submit_one(running: Servers) -> None:
     await _submit(running, [_batch(1, 0)])
 
 
+async def submit_many(running: Servers, count: int) -> None:
+    """Submits a thousand at a time."""
+    sizes = [min(1_000, count - first) for first in range(0, count, 1_000)]
+    await _submit(running, [_batch(size, number) for number, size in enumerate(sizes)])
+
+
 async def _submit(running: Servers, batches: list[job_service_pb2.BatchSubmitJobsRequest]) -> list[float]:
     """Sends all batches, each client its next when its last was answered; returns each one's latency in seconds."""
     waiting, latencies = iter(batches), list[float]()

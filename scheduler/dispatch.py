@@ -34,7 +34,7 @@ from workers.workflows.contracts import JobFailure, LeaseEnd, LeaseGrant, PauseO
 
 _log = structlog.get_logger()
 
-_CONCURRENCY = 64
+CONCURRENCY = 64
 """Most calls to Temporal at once."""
 _BATCH = 512
 """Most rows that are read, and recorded, together."""
@@ -52,7 +52,7 @@ _DUE = text(
     ORDER BY outbox_id LIMIT :most
     """
 )
-_JOBS = text(
+JOBS_TO_START = text(
     """
     SELECT job_id::text, project, type, spec, spec_sha256, inputs, state, attempt, pauses, trace_parent FROM jobs
     WHERE job_id = ANY(CAST(:ids AS uuid[]))
@@ -106,10 +106,10 @@ class Dispatcher:
                 seconds: float | None = (await connection.execute(_NEXT_DUE)).scalar_one()
                 return self._poll_seconds if seconds is None else min(self._poll_seconds, max(0.01, seconds))
             starting = [row["job_id"] for row in due if row["kind"] == "start_workflow"]
-            found = (await connection.execute(_JOBS, {"ids": starting})).mappings() if starting else ()
+            found = (await connection.execute(JOBS_TO_START, {"ids": starting})).mappings() if starting else ()
             stored = {job["job_id"]: job for job in found}
         failpoints.reach(Failpoint.BEFORE_DISPATCH)
-        free = asyncio.Semaphore(_CONCURRENCY)
+        free = asyncio.Semaphore(CONCURRENCY)
 
         async def dispatch(row: RowMapping) -> bool:
             async with free:
