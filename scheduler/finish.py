@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.attempts import repository
+from control_plane.attempts.finishing import JobEnd, finish_job
 from control_plane.db.tables import jobs
 from control_plane.jobs.states import JobState
 from workers.workflows.contracts import JobFailure
@@ -22,4 +22,4 @@ async def finish(connection: AsyncConnection, job_id: str, state: JobState, fail
     """
     attempt = (await connection.execute(select(jobs.c.attempt).where(jobs.c.job_id == job_id).with_for_update())).scalar_one()
     told = None if failure is None else failure.model_dump(mode="json")
-    return await repository.finish_job(connection, job_id, attempt, state, told)
+    return await finish_job(connection, JobEnd(job_id, attempt, state, told))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import RowMapping, func, select
+from collections.abc import Iterable
+
+from sqlalchemy import RowMapping, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.db.tables import jobs, leases
@@ -10,6 +12,12 @@ from control_plane.errors import Reason, RefusedError
 from control_plane.jobs.repository import job_not_found
 from control_plane.jobs.states import FINAL_STATES
 
+_LOCK_JOBS = text(
+    """
+    SELECT job_id::text, project, priority, state, attempt FROM jobs
+    WHERE job_id = ANY(CAST(:job_ids AS uuid[])) ORDER BY job_id FOR UPDATE
+    """
+)
 _FINAL = [str(state) for state in FINAL_STATES]
 
 
@@ -56,15 +64,39 @@ async def lock_leased(connection: AsyncConnection, job_id: str, attempt: int) ->
     return row
 
 
+async def lock_jobs(connection: AsyncConnection, job_ids: Iterable[str]) -> dict[str, RowMapping]:
+    """Locks those of many jobs that exist, in order of id, until the transaction ends; what the fence needs of each, by id."""
+    rows = (await connection.execute(_LOCK_JOBS, {"job_ids": list(job_ids)})).mappings().all()
+    return {row["job_id"]: row for row in rows}
+
+
+def stale(job: RowMapping | None, job_id: str, attempt: int, *, open_only: bool = True) -> RefusedError | None:
+    """Why an attempt may not write, if so.
+
+    Args:
+        job: the job's row with `attempt` and `state`; None: there is none.
+        job_id: the job that was named.
+        attempt: the attempt that writes.
+        open_only: whether the job must not be final.
+    """
+    if job is not None and job["attempt"] == attempt and not (open_only and job["state"] in _FINAL):
+        return None
+    return _explained(job, job_id, attempt)
+
+
 async def _explain(connection: AsyncConnection, job_id: str, attempt: int) -> RefusedError:
-    job = (await connection.execute(select(jobs.c.attempt, jobs.c.state).where(jobs.c.job_id == job_id))).one_or_none()
+    query = select(jobs.c.attempt, jobs.c.state).where(jobs.c.job_id == job_id)
+    return _explained((await connection.execute(query)).mappings().one_or_none(), job_id, attempt)
+
+
+def _explained(job: RowMapping | None, job_id: str, attempt: int) -> RefusedError:
     if job is None:
         return job_not_found(job_id)
-    said = f"the job is {job.state}" if job.attempt == attempt else f"the job's current attempt is {job.attempt}"
+    said = f"the job is {job['state']}" if job["attempt"] == attempt else f"the job's current attempt is {job['attempt']}"
     return RefusedError(
         Reason.STALE_ATTEMPT,
         f"attempt {attempt} of job {job_id} may write no more: {said}; stop",
-        {"job_id": job_id, "attempt": str(attempt), "current_attempt": str(job.attempt)},
+        {"job_id": job_id, "attempt": str(attempt), "current_attempt": str(job["attempt"])},
     )
 
 

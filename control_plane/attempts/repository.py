@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, bindparam, func, null, select, text, update
+from sqlalchemy import RowMapping, bindparam, func, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.attempts.fence import lock_current, lock_leased
 from control_plane.db.events import EventType, append_event, notify
 from control_plane.db.leases import OUTCOME_PAUSED, end_lease, end_open_leases
-from control_plane.db.tables import CHANNEL_SCHEDULER, checkpoints, job_events, jobs, leases, outbox
+from control_plane.db.tables import CHANNEL_SCHEDULER, checkpoints, job_events, jobs, leases
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs import states
 from control_plane.jobs.states import JobPhase, JobState
-from scheduler.core.types import Resource, Shape
 
 
 async def start_phase(connection: AsyncConnection, job_id: str, attempt: int, phase: JobPhase) -> None:
@@ -52,76 +51,6 @@ async def _recorded(connection: AsyncConnection, job_id: str, attempt: int, phas
         job_events.c.type == str(event_type),
     )
     return (await connection.execute(query.limit(1))).first() is not None
-
-
-async def request_lease(
-    connection: AsyncConnection,
-    lease_id: str,
-    job_id: str,
-    attempt: int,
-    phase: JobPhase,
-    *,
-    shape: Shape,
-    max_run_seconds: int,
-) -> None:
-    """Stores a request for a lease, once per lease id."""
-    # The grant moves the attempt on, so a late repeat of the request is looked for before the fence.
-    known = await connection.execute(select(leases.c.lease_id).where(leases.c.lease_id == lease_id, leases.c.job_id == job_id))
-    if known.first() is not None:
-        return
-    job = await lock_current(connection, job_id, attempt)
-    stored = await connection.execute(
-        insert(leases)
-        .values(
-            lease_id=lease_id,
-            job_id=job_id,
-            project=job["project"],
-            phase=str(phase),
-            state="REQUESTED",
-            **_columns(shape),
-            priority=job["priority"],
-            max_run_seconds=max_run_seconds,
-            waiting_since=_waiting_since(job_id),
-        )
-        .on_conflict_do_nothing(index_elements=["lease_id"])
-    )
-    if stored.rowcount == 1:
-        await append_event(
-            connection,
-            job_id,
-            EventType.LEASE_REQUESTED,
-            phase=phase,
-            detail={"lease_id": lease_id, "accelerators": shape.accelerators, "accelerator_kind": shape.kind},
-        )
-        await notify(connection, CHANNEL_SCHEDULER)
-
-
-def _waiting_since(job_id: str) -> ColumnElement[datetime]:
-    """Since when a job that asks now has waited: one whose last lease was preempted goes on from where that one stood."""
-    last = (
-        select(leases.c.waiting_since, leases.c.preempted_for, leases.c.outcome)
-        .where(leases.c.job_id == job_id, leases.c.state == "ENDED", leases.c.granted_at.is_not(None))
-        .order_by(leases.c.ended_at.desc())
-        .limit(1)
-        .subquery()
-    )
-    yielded = last.c.preempted_for.is_not(None) & (last.c.outcome != "completed")
-    return func.coalesce(select(last.c.waiting_since).where(yielded).scalar_subquery(), func.now())
-
-
-def _columns(shape: Shape) -> dict[str, Any]:
-    """A shape as the columns of `leases` have it."""
-    topology = shape.topology
-    return {
-        "accelerator_kind": shape.kind,
-        "accelerators": shape.member[Resource.ACCELERATORS],
-        "cpu_millis": shape.member[Resource.CPU_MILLIS],
-        "memory_mib": shape.member[Resource.MEMORY_MIB],
-        "members": shape.members,
-        "spot": shape.spot,
-        "labels": dict(shape.labels),
-        "topology": null() if topology is None else {"level": topology.level, "mode": str(topology.mode)},
-    }
 
 
 async def renew_lease(
@@ -281,37 +210,3 @@ async def confirm_pause(connection: AsyncConnection, job_id: str, attempt: int, 
     await append_event(connection, job_id, EventType.STATE_CHANGED, state=paused)
     await notify(connection, CHANNEL_SCHEDULER)
     return paused
-
-
-async def finish_job(
-    connection: AsyncConnection, job_id: str, attempt: int, state: JobState, failure: Mapping[str, Any] | None
-) -> JobState:
-    """Moves a job to its final state and ends the leases it still holds; returns the state it is in then.
-
-    A repeat changes nothing. A job that was asked to stop ends as CANCELLED, whatever its workflow made of itself.
-    """
-    job = await lock_current(connection, job_id, attempt, open_only=False)
-    current = JobState(job["state"])
-    if current.final:
-        return current
-    if current is JobState.CANCELLING:
-        target, failure = states.apply(current, states.CONFIRM_CANCEL), None
-    elif state is JobState.SUCCEEDED:
-        target = states.apply(current, states.SUCCEED)
-    elif state is JobState.CANCELLED:
-        # The workflow was cancelled from outside (by an operator, in Temporal): the job still ends by its own rules.
-        target = states.apply(states.apply(current, states.CANCEL), states.CONFIRM_CANCEL)
-    else:
-        target = states.apply(current, states.FAIL)
-    outcome = {JobState.SUCCEEDED: "completed", JobState.CANCELLED: "cancelled"}.get(target, "failed")
-    await end_open_leases(connection, job_id, outcome)
-    if failure is not None:
-        await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(failure=dict(failure)))
-    detail = {} if failure is None else {"kind": failure["kind"], "message": failure["message"]}
-    await append_event(connection, job_id, EventType.STATE_CHANGED, state=target, detail=detail)
-    # What was still to be dispatched for it has lost its object.
-    await connection.execute(
-        update(outbox).where(outbox.c.job_id == job_id, outbox.c.state != "done").values(state="done", done_at=func.now())
-    )
-    await notify(connection, CHANNEL_SCHEDULER)
-    return target

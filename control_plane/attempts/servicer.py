@@ -6,20 +6,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
+from google.rpc import status_pb2
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from control_plane.attempts import repository
+from control_plane.attempts import repository, requests
+from control_plane.attempts.finishing import finish_job, finish_jobs
+from control_plane.attempts.leasing import request_leases
 from control_plane.call import current_call
 from control_plane.db.engine import in_transaction
 from control_plane.db.mutations import audited
 from control_plane.errors import invalid_field
-from control_plane.jobs.convert import failure_from_proto
 from control_plane.jobs.spec import Sha256Hex
-from control_plane.jobs.states import JobPhase, JobState
+from control_plane.jobs.states import JobState
 from control_plane.rpc import pages
 from control_plane.rpc.convert import identifier, plain, timestamp, validated_value
+from control_plane.rpc.status import as_refusal, to_status
 from control_plane.rpc.text import require_text
-from control_plane.scheduling.shapes import shape_of_message
 from headway.attempts.v1 import attempt_service_pb2 as pb
 from headway.attempts.v1 import attempt_service_pb2_grpc
 from headway.jobs.v1 import job_pb2
@@ -29,13 +31,6 @@ _T = TypeVar("_T")
 
 _OUTCOMES = ("completed", "failed", "cancelled", "lost", "preempted", "paused")
 _REASON_MAX = 1_000
-
-
-_FINAL_STATES = {
-    int(job_pb2.JOB_STATE_SUCCEEDED): JobState.SUCCEEDED,
-    int(job_pb2.JOB_STATE_FAILED): JobState.FAILED,
-    int(job_pb2.JOB_STATE_CANCELLED): JobState.CANCELLED,
-}
 
 
 class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
@@ -51,37 +46,39 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
     async def StartPhase(self, request: pb.StartPhaseRequest, context: _Context) -> pb.StartPhaseResponse:  # noqa: N802 - gRPC's name
         """A phase begins."""
         del context
-        job_id, phase = identifier(request.job_id, "job_id"), _phase(request.phase)
+        job_id, phase = identifier(request.job_id, "job_id"), requests.phase_of(request.phase)
         await self._run(lambda connection: repository.start_phase(connection, job_id, request.attempt, phase))
         return pb.StartPhaseResponse()
 
     async def FinishPhase(self, request: pb.FinishPhaseRequest, context: _Context) -> pb.FinishPhaseResponse:  # noqa: N802 - gRPC's name
         """A phase ended well."""
         del context
-        job_id, phase, detail = identifier(request.job_id, "job_id"), _phase(request.phase), plain(request.detail)
+        job_id, phase, detail = identifier(request.job_id, "job_id"), requests.phase_of(request.phase), plain(request.detail)
         await self._run(lambda connection: repository.finish_phase(connection, job_id, request.attempt, phase, detail))
         return pb.FinishPhaseResponse()
 
     async def RequestLease(self, request: pb.RequestLeaseRequest, context: _Context) -> pb.RequestLeaseResponse:  # noqa: N802 - gRPC's name
         """Asks for a lease."""
         del context
-        lease_id, job_id = identifier(request.lease_id, "lease_id"), identifier(request.job_id, "job_id")
-        phase = _phase(request.phase)
-        shape = shape_of_message(request.shape, "shape")
-        if not 1 <= request.max_run_seconds <= 2_592_000:
-            raise invalid_field("max_run_seconds", f"is {request.max_run_seconds}; expected 1 to 2,592,000")
-        await self._run(
-            lambda connection: repository.request_lease(
-                connection,
-                lease_id,
-                job_id,
-                request.attempt,
-                phase,
-                shape=shape,
-                max_run_seconds=request.max_run_seconds,
-            )
-        )
+        asked = requests.lease_request(request)
+
+        async def store(connection: AsyncConnection) -> None:
+            [refusal] = await request_leases(connection, [asked])
+            if refusal is not None:
+                raise refusal
+
+        await self._run(store)
         return pb.RequestLeaseResponse()
+
+    async def BatchRequestLeases(  # noqa: N802 - gRPC's name
+        self, request: pb.BatchRequestLeasesRequest, context: _Context
+    ) -> pb.BatchRequestLeasesResponse:
+        """Asks for many leases."""
+        del context
+        batch = requests.batch(request.requests, requests.lease_request)
+        refusals = await self._run(lambda connection: batch.carry_out(lambda asked: request_leases(connection, asked)))
+        results = [pb.RequestLeaseResult(status=_status(refusal)) for refusal in refusals]
+        return pb.BatchRequestLeasesResponse(results=results)
 
     async def RenewLease(self, request: pb.RenewLeaseRequest, context: _Context) -> pb.RenewLeaseResponse:  # noqa: N802 - gRPC's name
         """Keeps a lease alive."""
@@ -167,17 +164,32 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
     async def FinishJob(self, request: pb.FinishJobRequest, context: _Context) -> pb.FinishJobResponse:  # noqa: N802 - gRPC's name
         """Ends a job."""
         del context
-        job_id = identifier(request.job_id, "job_id")
-        target = _FINAL_STATES.get(request.state)
-        if target is None:
-            raise invalid_field("state", f"is {request.state}; expected JOB_STATE_SUCCEEDED, FAILED or CANCELLED")
-        if (target is JobState.FAILED) != request.HasField("failure"):
-            raise invalid_field("failure", "expected to be set exactly when state is FAILED")
-        if request.HasField("failure") and request.failure.kind not in job_pb2.FailureKind.values()[1:]:
-            raise invalid_field("failure.kind", f"is {request.failure.kind}; expected a FailureKind")
-        failure = failure_from_proto(request.failure) if request.HasField("failure") else None
-        state = await self._run(lambda connection: repository.finish_job(connection, job_id, request.attempt, target, failure))
-        return pb.FinishJobResponse(state=job_pb2.JobState.Value(f"JOB_STATE_{state}"))
+        end = requests.job_end(request)
+        state = await self._run(lambda connection: finish_job(connection, end))
+        return pb.FinishJobResponse(state=_state_number(state))
+
+    async def BatchFinishJobs(  # noqa: N802 - gRPC's name
+        self, request: pb.BatchFinishJobsRequest, context: _Context
+    ) -> pb.BatchFinishJobsResponse:
+        """Ends many jobs."""
+        del context
+        batch = requests.batch(request.requests, requests.job_end)
+        outcomes = await self._run(lambda connection: batch.carry_out(lambda ends: finish_jobs(connection, ends)))
+        results = [
+            pb.FinishJobResult(state=_state_number(outcome))
+            if isinstance(outcome, JobState)
+            else pb.FinishJobResult(status=_status(outcome))
+            for outcome in outcomes
+        ]
+        return pb.BatchFinishJobsResponse(results=results)
+
+
+def _status(error: Exception | None) -> status_pb2.Status | None:
+    return None if error is None else to_status(as_refusal(error))
+
+
+def _state_number(state: JobState) -> job_pb2.JobState.ValueType:
+    return job_pb2.JobState.Value(f"JOB_STATE_{state}")
 
 
 def _calling_attempt() -> int:
@@ -186,9 +198,3 @@ def _calling_attempt() -> int:
     if bound is None:
         raise AssertionError("unreachable: the policy lets only attempts call this")
     return bound.attempt
-
-
-def _phase(value: int) -> JobPhase:
-    if value == 0 or value not in job_pb2.JobPhase.values():
-        raise invalid_field("phase", f"is {value}; expected a JobPhase")
-    return JobPhase(job_pb2.JobPhase.Name(job_pb2.JobPhase.ValueType(value)).removeprefix("JOB_PHASE_"))

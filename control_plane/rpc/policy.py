@@ -125,6 +125,8 @@ POLICY: Mapping[str, Rule] = {
     "grpc.health.v1.Health/List": _EVERYONE,
     "grpc.health.v1.Health/Watch": _EVERYONE,
     REFLECTION: Rule(_ADMINS, bytes_max=4 * _KIB),
+    "headway.attempts.v1.AttemptService/BatchFinishJobs": Rule(_WORKERS),
+    "headway.attempts.v1.AttemptService/BatchRequestLeases": Rule(_WORKERS),
     "headway.attempts.v1.AttemptService/CommitCheckpoint": _ATTEMPT,
     "headway.attempts.v1.AttemptService/ConfirmPause": _ATTEMPT,
     "headway.attempts.v1.AttemptService/FinishJob": _ATTEMPT,

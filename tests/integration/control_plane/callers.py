@@ -34,7 +34,7 @@ IDENTITY = IdentitySettings(
 _ATTEMPTS = AttemptTokens(SECRET_KEY.encode())
 # What workers write with the credential of the attempt they write for, and what they call with their own.
 _OF_ATTEMPTS = ("/headway.attempts.", "RegisterModelVersion", "RecordMirror", "AppendLogs")
-_OF_WORKERS = ("RegisterWorker", "RegisterNodePool", "IssueAttemptToken")
+_OF_WORKERS = ("RegisterWorker", "RegisterNodePool", "IssueAttemptToken", "BatchRequestLeases", "BatchFinishJobs")
 
 
 def attempt_token(job_id: str, attempt: int, seconds: float = 600) -> str:
@@ -57,10 +57,10 @@ class _Credentials:
         method = str(details.method)  # bytes, whatever its type says
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
         token = self._token
-        if self._engine is not None and any(name in method for name in _OF_ATTEMPTS):
-            token = await self._of_attempt(self._engine, request)
-        elif self._engine is not None and any(name in method for name in _OF_WORKERS):
+        if self._engine is not None and any(name in method for name in _OF_WORKERS):
             token = WORKER_TOKEN
+        elif self._engine is not None and any(name in method for name in _OF_ATTEMPTS):
+            token = await self._of_attempt(self._engine, request)
         if token is not None and "authorization" not in metadata:
             metadata.add("authorization", f"Bearer {token}")
         return grpc.aio.ClientCallDetails(

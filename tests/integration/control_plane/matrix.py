@@ -74,6 +74,8 @@ AttemptService/ListCheckpoints   attempt  U  D D D D ✓ D D D D
 AttemptService/RecordResume      attempt  U  D D D D ✓ D D D D
 AttemptService/ConfirmPause      attempt  U  D D D D ✓ D D D D
 AttemptService/FinishJob         attempt  U  D D D D ✓ D D D D
+AttemptService/BatchRequestLeases none   U  D D D D D D D D ✓
+AttemptService/BatchFinishJobs   none    U  D D D D D D D D ✓
 RegistryService/RegisterModelVersion attempt U D D D D ✓ D D D D
 RegistryService/RecordMirror     attempt  U  D D D D ✓ D D D D
 RegistryService/GetModelVersion  project  U  ✓ ✓ ✓ ✓ D N ✓ ✓ D
@@ -272,6 +274,21 @@ _REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "AttemptService/ConfirmPause": lambda scene: attempts.ConfirmPauseRequest(job_id=scene.job_id, attempt=1, pause=1),
     "AttemptService/FinishJob": lambda scene: attempts.FinishJobRequest(
         job_id=scene.job_id, attempt=1, state=job_pb2.JOB_STATE_SUCCEEDED
+    ),
+    "AttemptService/BatchRequestLeases none": lambda scene: attempts.BatchRequestLeasesRequest(
+        requests=[
+            attempts.RequestLeaseRequest(
+                lease_id=new_id(),
+                job_id=scene.job_id,
+                attempt=1,
+                phase=_TRAIN,
+                shape=attempts.Shape(accelerators=1, accelerator_kind="any"),
+                max_run_seconds=60,
+            )
+        ]
+    ),
+    "AttemptService/BatchFinishJobs none": lambda scene: attempts.BatchFinishJobsRequest(
+        requests=[attempts.FinishJobRequest(job_id=scene.job_id, attempt=1, state=job_pb2.JOB_STATE_SUCCEEDED)]
     ),
     "RegistryService/RegisterModelVersion": lambda scene: registry.RegisterModelVersionRequest(
         job_id=scene.job_id,

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from headway.jobs.v1 import job_pb2 as headway_dot_jobs_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headway/attempts/v1/attempt_service.proto\x12\x13headway.attempts.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headway/jobs/v1/job.proto\"^\n\x11StartPhaseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12(\n\x05phase\x18\x03 \x01(\x0e\x32\x19.headway.jobs.v1.JobPhase\"\x14\n\x12StartPhaseResponse\"\x88\x01\n\x12\x46inishPhaseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12(\n\x05phase\x18\x03 \x01(\x0e\x32\x19.headway.jobs.v1.JobPhase\x12\'\n\x06\x64\x65tail\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x15\n\x13\x46inishPhaseResponse\"J\n\x08Topology\x12\r\n\x05level\x18\x01 \x01(\t\x12/\n\x04mode\x18\x02 \x01(\x0e\x32!.headway.attempts.v1.TopologyMode\"\x96\x02\n\x05Shape\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\x01 \x01(\x05\x12\x18\n\x10\x61\x63\x63\x65lerator_kind\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x01(\x05\x12\x12\n\ncpu_millis\x18\x04 \x01(\x05\x12\x12\n\nmemory_mib\x18\x05 \x01(\x05\x12\x0c\n\x04spot\x18\x06 \x01(\x08\x12\x36\n\x06labels\x18\x07 \x03(\x0b\x32&.headway.attempts.v1.Shape.LabelsEntry\x12/\n\x08topology\x18\x08 \x01(\x0b\x32\x1d.headway.attempts.v1.Topology\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb6\x01\n\x13RequestLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12(\n\x05phase\x18\x04 \x01(\x0e\x32\x19.headway.jobs.v1.JobPhase\x12)\n\x05shape\x18\x05 \x01(\x0b\x32\x1a.headway.attempts.v1.Shape\x12\x17\n\x0fmax_run_seconds\x18\x06 \x01(\x05\"\x16\n\x14RequestLeaseResponse\"F\n\x11RenewLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"`\n\x12RenewLeaseResponse\x12/\n\x0b\x65xpire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11remaining_seconds\x18\x02 \x01(\x01\"X\n\x13ReleaseLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"3\n\x14ReleaseLeaseResponse\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x01 \x01(\x01\"Z\n\nCheckpoint\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x14\n\x0cmanifest_uri\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"o\n\x17\x43ommitCheckpointRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x33\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x1f.headway.attempts.v1.Checkpoint\"\x1a\n\x18\x43ommitCheckpointResponse\"P\n\x16ListCheckpointsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x13\n\x0b\x62\x65\x66ore_step\x18\x03 \x01(\x05\"O\n\x17ListCheckpointsResponse\x12\x34\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1f.headway.attempts.v1.Checkpoint\"[\n\x13RecordResumeRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x15\n\rdamaged_steps\x18\x04 \x03(\x05\"\x16\n\x14RecordResumeResponse\"E\n\x13\x43onfirmPauseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05pause\x18\x03 \x01(\x05\"@\n\x14\x43onfirmPauseResponse\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.headway.jobs.v1.JobState\"\x88\x01\n\x10\x46inishJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.headway.jobs.v1.JobState\x12)\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x18.headway.jobs.v1.Failure\"=\n\x11\x46inishJobResponse\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.headway.jobs.v1.JobState*\x82\x01\n\x0cTopologyMode\x12\x1d\n\x19TOPOLOGY_MODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16TOPOLOGY_MODE_REQUIRED\x10\x01\x12\x1b\n\x17TOPOLOGY_MODE_PREFERRED\x10\x02\x12\x1a\n\x16TOPOLOGY_MODE_BALANCED\x10\x03\x32\xb1\x08\n\x0e\x41ttemptService\x12\x62\n\nStartPhase\x12&.headway.attempts.v1.StartPhaseRequest\x1a\'.headway.attempts.v1.StartPhaseResponse\"\x03\x90\x02\x02\x12\x65\n\x0b\x46inishPhase\x12\'.headway.attempts.v1.FinishPhaseRequest\x1a(.headway.attempts.v1.FinishPhaseResponse\"\x03\x90\x02\x02\x12h\n\x0cRequestLease\x12(.headway.attempts.v1.RequestLeaseRequest\x1a).headway.attempts.v1.RequestLeaseResponse\"\x03\x90\x02\x02\x12\x62\n\nRenewLease\x12&.headway.attempts.v1.RenewLeaseRequest\x1a\'.headway.attempts.v1.RenewLeaseResponse\"\x03\x90\x02\x02\x12h\n\x0cReleaseLease\x12(.headway.attempts.v1.ReleaseLeaseRequest\x1a).headway.attempts.v1.ReleaseLeaseResponse\"\x03\x90\x02\x02\x12t\n\x10\x43ommitCheckpoint\x12,.headway.attempts.v1.CommitCheckpointRequest\x1a-.headway.attempts.v1.CommitCheckpointResponse\"\x03\x90\x02\x02\x12q\n\x0fListCheckpoints\x12+.headway.attempts.v1.ListCheckpointsRequest\x1a,.headway.attempts.v1.ListCheckpointsResponse\"\x03\x90\x02\x01\x12h\n\x0cRecordResume\x12(.headway.attempts.v1.RecordResumeRequest\x1a).headway.attempts.v1.RecordResumeResponse\"\x03\x90\x02\x02\x12h\n\x0c\x43onfirmPause\x12(.headway.attempts.v1.ConfirmPauseRequest\x1a).headway.attempts.v1.ConfirmPauseResponse\"\x03\x90\x02\x02\x12_\n\tFinishJob\x12%.headway.attempts.v1.FinishJobRequest\x1a&.headway.attempts.v1.FinishJobResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headway/attempts/v1/attempt_service.proto\x12\x13headway.attempts.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x19headway/jobs/v1/job.proto\"^\n\x11StartPhaseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12(\n\x05phase\x18\x03 \x01(\x0e\x32\x19.headway.jobs.v1.JobPhase\"\x14\n\x12StartPhaseResponse\"\x88\x01\n\x12\x46inishPhaseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12(\n\x05phase\x18\x03 \x01(\x0e\x32\x19.headway.jobs.v1.JobPhase\x12\'\n\x06\x64\x65tail\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x15\n\x13\x46inishPhaseResponse\"J\n\x08Topology\x12\r\n\x05level\x18\x01 \x01(\t\x12/\n\x04mode\x18\x02 \x01(\x0e\x32!.headway.attempts.v1.TopologyMode\"\x96\x02\n\x05Shape\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\x01 \x01(\x05\x12\x18\n\x10\x61\x63\x63\x65lerator_kind\x18\x02 \x01(\t\x12\x0f\n\x07members\x18\x03 \x01(\x05\x12\x12\n\ncpu_millis\x18\x04 \x01(\x05\x12\x12\n\nmemory_mib\x18\x05 \x01(\x05\x12\x0c\n\x04spot\x18\x06 \x01(\x08\x12\x36\n\x06labels\x18\x07 \x03(\x0b\x32&.headway.attempts.v1.Shape.LabelsEntry\x12/\n\x08topology\x18\x08 \x01(\x0b\x32\x1d.headway.attempts.v1.Topology\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb6\x01\n\x13RequestLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12(\n\x05phase\x18\x04 \x01(\x0e\x32\x19.headway.jobs.v1.JobPhase\x12)\n\x05shape\x18\x05 \x01(\x0b\x32\x1a.headway.attempts.v1.Shape\x12\x17\n\x0fmax_run_seconds\x18\x06 \x01(\x05\"\x16\n\x14RequestLeaseResponse\"W\n\x19\x42\x61tchRequestLeasesRequest\x12:\n\x08requests\x18\x01 \x03(\x0b\x32(.headway.attempts.v1.RequestLeaseRequest\"8\n\x12RequestLeaseResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"V\n\x1a\x42\x61tchRequestLeasesResponse\x12\x38\n\x07results\x18\x01 \x03(\x0b\x32\'.headway.attempts.v1.RequestLeaseResult\"F\n\x11RenewLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"`\n\x12RenewLeaseResponse\x12/\n\x0b\x65xpire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11remaining_seconds\x18\x02 \x01(\x01\"X\n\x13ReleaseLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"3\n\x14ReleaseLeaseResponse\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x01 \x01(\x01\"Z\n\nCheckpoint\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x14\n\x0cmanifest_uri\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"o\n\x17\x43ommitCheckpointRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x33\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x1f.headway.attempts.v1.Checkpoint\"\x1a\n\x18\x43ommitCheckpointResponse\"P\n\x16ListCheckpointsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x13\n\x0b\x62\x65\x66ore_step\x18\x03 \x01(\x05\"O\n\x17ListCheckpointsResponse\x12\x34\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1f.headway.attempts.v1.Checkpoint\"[\n\x13RecordResumeRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x15\n\rdamaged_steps\x18\x04 \x03(\x05\"\x16\n\x14RecordResumeResponse\"E\n\x13\x43onfirmPauseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05pause\x18\x03 \x01(\x05\"@\n\x14\x43onfirmPauseResponse\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.headway.jobs.v1.JobState\"\x88\x01\n\x10\x46inishJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.headway.jobs.v1.JobState\x12)\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x18.headway.jobs.v1.Failure\"=\n\x11\x46inishJobResponse\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.headway.jobs.v1.JobState\"Q\n\x16\x42\x61tchFinishJobsRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.headway.attempts.v1.FinishJobRequest\"_\n\x0f\x46inishJobResult\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.headway.jobs.v1.JobState\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"P\n\x17\x42\x61tchFinishJobsResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.headway.attempts.v1.FinishJobResult*\x82\x01\n\x0cTopologyMode\x12\x1d\n\x19TOPOLOGY_MODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16TOPOLOGY_MODE_REQUIRED\x10\x01\x12\x1b\n\x17TOPOLOGY_MODE_PREFERRED\x10\x02\x12\x1a\n\x16TOPOLOGY_MODE_BALANCED\x10\x03\x32\xa0\n\n\x0e\x41ttemptService\x12\x62\n\nStartPhase\x12&.headway.attempts.v1.StartPhaseRequest\x1a\'.headway.attempts.v1.StartPhaseResponse\"\x03\x90\x02\x02\x12\x65\n\x0b\x46inishPhase\x12\'.headway.attempts.v1.FinishPhaseRequest\x1a(.headway.attempts.v1.FinishPhaseResponse\"\x03\x90\x02\x02\x12h\n\x0cRequestLease\x12(.headway.attempts.v1.RequestLeaseRequest\x1a).headway.attempts.v1.RequestLeaseResponse\"\x03\x90\x02\x02\x12z\n\x12\x42\x61tchRequestLeases\x12..headway.attempts.v1.BatchRequestLeasesRequest\x1a/.headway.attempts.v1.BatchRequestLeasesResponse\"\x03\x90\x02\x02\x12\x62\n\nRenewLease\x12&.headway.attempts.v1.RenewLeaseRequest\x1a\'.headway.attempts.v1.RenewLeaseResponse\"\x03\x90\x02\x02\x12h\n\x0cReleaseLease\x12(.headway.attempts.v1.ReleaseLeaseRequest\x1a).headway.attempts.v1.ReleaseLeaseResponse\"\x03\x90\x02\x02\x12t\n\x10\x43ommitCheckpoint\x12,.headway.attempts.v1.CommitCheckpointRequest\x1a-.headway.attempts.v1.CommitCheckpointResponse\"\x03\x90\x02\x02\x12q\n\x0fListCheckpoints\x12+.headway.attempts.v1.ListCheckpointsRequest\x1a,.headway.attempts.v1.ListCheckpointsResponse\"\x03\x90\x02\x01\x12h\n\x0cRecordResume\x12(.headway.attempts.v1.RecordResumeRequest\x1a).headway.attempts.v1.RecordResumeResponse\"\x03\x90\x02\x02\x12h\n\x0c\x43onfirmPause\x12(.headway.attempts.v1.ConfirmPauseRequest\x1a).headway.attempts.v1.ConfirmPauseResponse\"\x03\x90\x02\x02\x12_\n\tFinishJob\x12%.headway.attempts.v1.FinishJobRequest\x1a&.headway.attempts.v1.FinishJobResponse\"\x03\x90\x02\x02\x12q\n\x0f\x42\x61tchFinishJobs\x12+.headway.attempts.v1.BatchFinishJobsRequest\x1a,.headway.attempts.v1.BatchFinishJobsResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTEMPTSERVICE'].methods_by_name['FinishPhase']._serialized_options = b'\220\002\002'
   _globals['_ATTEMPTSERVICE'].methods_by_name['RequestLease']._loaded_options = None
   _globals['_ATTEMPTSERVICE'].methods_by_name['RequestLease']._serialized_options = b'\220\002\002'
+  _globals['_ATTEMPTSERVICE'].methods_by_name['BatchRequestLeases']._loaded_options = None
+  _globals['_ATTEMPTSERVICE'].methods_by_name['BatchRequestLeases']._serialized_options = b'\220\002\002'
   _globals['_ATTEMPTSERVICE'].methods_by_name['RenewLease']._loaded_options = None
   _globals['_ATTEMPTSERVICE'].methods_by_name['RenewLease']._serialized_options = b'\220\002\002'
   _globals['_ATTEMPTSERVICE'].methods_by_name['ReleaseLease']._loaded_options = None
@@ -56,56 +59,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTEMPTSERVICE'].methods_by_name['ConfirmPause']._serialized_options = b'\220\002\002'
   _globals['_ATTEMPTSERVICE'].methods_by_name['FinishJob']._loaded_options = None
   _globals['_ATTEMPTSERVICE'].methods_by_name['FinishJob']._serialized_options = b'\220\002\002'
-  _globals['_TOPOLOGYMODE']._serialized_start=2168
-  _globals['_TOPOLOGYMODE']._serialized_end=2298
-  _globals['_STARTPHASEREQUEST']._serialized_start=156
-  _globals['_STARTPHASEREQUEST']._serialized_end=250
-  _globals['_STARTPHASERESPONSE']._serialized_start=252
-  _globals['_STARTPHASERESPONSE']._serialized_end=272
-  _globals['_FINISHPHASEREQUEST']._serialized_start=275
-  _globals['_FINISHPHASEREQUEST']._serialized_end=411
-  _globals['_FINISHPHASERESPONSE']._serialized_start=413
-  _globals['_FINISHPHASERESPONSE']._serialized_end=434
-  _globals['_TOPOLOGY']._serialized_start=436
-  _globals['_TOPOLOGY']._serialized_end=510
-  _globals['_SHAPE']._serialized_start=513
-  _globals['_SHAPE']._serialized_end=791
-  _globals['_SHAPE_LABELSENTRY']._serialized_start=746
-  _globals['_SHAPE_LABELSENTRY']._serialized_end=791
-  _globals['_REQUESTLEASEREQUEST']._serialized_start=794
-  _globals['_REQUESTLEASEREQUEST']._serialized_end=976
-  _globals['_REQUESTLEASERESPONSE']._serialized_start=978
-  _globals['_REQUESTLEASERESPONSE']._serialized_end=1000
-  _globals['_RENEWLEASEREQUEST']._serialized_start=1002
-  _globals['_RENEWLEASEREQUEST']._serialized_end=1072
-  _globals['_RENEWLEASERESPONSE']._serialized_start=1074
-  _globals['_RENEWLEASERESPONSE']._serialized_end=1170
-  _globals['_RELEASELEASEREQUEST']._serialized_start=1172
-  _globals['_RELEASELEASEREQUEST']._serialized_end=1260
-  _globals['_RELEASELEASERESPONSE']._serialized_start=1262
-  _globals['_RELEASELEASERESPONSE']._serialized_end=1313
-  _globals['_CHECKPOINT']._serialized_start=1315
-  _globals['_CHECKPOINT']._serialized_end=1405
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=1407
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=1518
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=1520
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=1546
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1548
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1628
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1630
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1709
-  _globals['_RECORDRESUMEREQUEST']._serialized_start=1711
-  _globals['_RECORDRESUMEREQUEST']._serialized_end=1802
-  _globals['_RECORDRESUMERESPONSE']._serialized_start=1804
-  _globals['_RECORDRESUMERESPONSE']._serialized_end=1826
-  _globals['_CONFIRMPAUSEREQUEST']._serialized_start=1828
-  _globals['_CONFIRMPAUSEREQUEST']._serialized_end=1897
-  _globals['_CONFIRMPAUSERESPONSE']._serialized_start=1899
-  _globals['_CONFIRMPAUSERESPONSE']._serialized_end=1963
-  _globals['_FINISHJOBREQUEST']._serialized_start=1966
-  _globals['_FINISHJOBREQUEST']._serialized_end=2102
-  _globals['_FINISHJOBRESPONSE']._serialized_start=2104
-  _globals['_FINISHJOBRESPONSE']._serialized_end=2165
-  _globals['_ATTEMPTSERVICE']._serialized_start=2301
-  _globals['_ATTEMPTSERVICE']._serialized_end=3374
+  _globals['_ATTEMPTSERVICE'].methods_by_name['BatchFinishJobs']._loaded_options = None
+  _globals['_ATTEMPTSERVICE'].methods_by_name['BatchFinishJobs']._serialized_options = b'\220\002\002'
+  _globals['_TOPOLOGYMODE']._serialized_start=2690
+  _globals['_TOPOLOGYMODE']._serialized_end=2820
+  _globals['_STARTPHASEREQUEST']._serialized_start=181
+  _globals['_STARTPHASEREQUEST']._serialized_end=275
+  _globals['_STARTPHASERESPONSE']._serialized_start=277
+  _globals['_STARTPHASERESPONSE']._serialized_end=297
+  _globals['_FINISHPHASEREQUEST']._serialized_start=300
+  _globals['_FINISHPHASEREQUEST']._serialized_end=436
+  _globals['_FINISHPHASERESPONSE']._serialized_start=438
+  _globals['_FINISHPHASERESPONSE']._serialized_end=459
+  _globals['_TOPOLOGY']._serialized_start=461
+  _globals['_TOPOLOGY']._serialized_end=535
+  _globals['_SHAPE']._serialized_start=538
+  _globals['_SHAPE']._serialized_end=816
+  _globals['_SHAPE_LABELSENTRY']._serialized_start=771
+  _globals['_SHAPE_LABELSENTRY']._serialized_end=816
+  _globals['_REQUESTLEASEREQUEST']._serialized_start=819
+  _globals['_REQUESTLEASEREQUEST']._serialized_end=1001
+  _globals['_REQUESTLEASERESPONSE']._serialized_start=1003
+  _globals['_REQUESTLEASERESPONSE']._serialized_end=1025
+  _globals['_BATCHREQUESTLEASESREQUEST']._serialized_start=1027
+  _globals['_BATCHREQUESTLEASESREQUEST']._serialized_end=1114
+  _globals['_REQUESTLEASERESULT']._serialized_start=1116
+  _globals['_REQUESTLEASERESULT']._serialized_end=1172
+  _globals['_BATCHREQUESTLEASESRESPONSE']._serialized_start=1174
+  _globals['_BATCHREQUESTLEASESRESPONSE']._serialized_end=1260
+  _globals['_RENEWLEASEREQUEST']._serialized_start=1262
+  _globals['_RENEWLEASEREQUEST']._serialized_end=1332
+  _globals['_RENEWLEASERESPONSE']._serialized_start=1334
+  _globals['_RENEWLEASERESPONSE']._serialized_end=1430
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1432
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1520
+  _globals['_RELEASELEASERESPONSE']._serialized_start=1522
+  _globals['_RELEASELEASERESPONSE']._serialized_end=1573
+  _globals['_CHECKPOINT']._serialized_start=1575
+  _globals['_CHECKPOINT']._serialized_end=1665
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=1667
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=1778
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=1780
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=1806
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1808
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1888
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1890
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1969
+  _globals['_RECORDRESUMEREQUEST']._serialized_start=1971
+  _globals['_RECORDRESUMEREQUEST']._serialized_end=2062
+  _globals['_RECORDRESUMERESPONSE']._serialized_start=2064
+  _globals['_RECORDRESUMERESPONSE']._serialized_end=2086
+  _globals['_CONFIRMPAUSEREQUEST']._serialized_start=2088
+  _globals['_CONFIRMPAUSEREQUEST']._serialized_end=2157
+  _globals['_CONFIRMPAUSERESPONSE']._serialized_start=2159
+  _globals['_CONFIRMPAUSERESPONSE']._serialized_end=2223
+  _globals['_FINISHJOBREQUEST']._serialized_start=2226
+  _globals['_FINISHJOBREQUEST']._serialized_end=2362
+  _globals['_FINISHJOBRESPONSE']._serialized_start=2364
+  _globals['_FINISHJOBRESPONSE']._serialized_end=2425
+  _globals['_BATCHFINISHJOBSREQUEST']._serialized_start=2427
+  _globals['_BATCHFINISHJOBSREQUEST']._serialized_end=2508
+  _globals['_FINISHJOBRESULT']._serialized_start=2510
+  _globals['_FINISHJOBRESULT']._serialized_end=2605
+  _globals['_BATCHFINISHJOBSRESPONSE']._serialized_start=2607
+  _globals['_BATCHFINISHJOBSRESPONSE']._serialized_end=2687
+  _globals['_ATTEMPTSERVICE']._serialized_start=2823
+  _globals['_ATTEMPTSERVICE']._serialized_end=4135
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,11 @@ class AttemptServiceStub:
                 request_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RequestLeaseRequest.SerializeToString,
                 response_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RequestLeaseResponse.FromString,
                 _registered_method=True)
+        self.BatchRequestLeases = channel.unary_unary(
+                '/headway.attempts.v1.AttemptService/BatchRequestLeases',
+                request_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchRequestLeasesRequest.SerializeToString,
+                response_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchRequestLeasesResponse.FromString,
+                _registered_method=True)
         self.RenewLease = channel.unary_unary(
                 '/headway.attempts.v1.AttemptService/RenewLease',
                 request_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RenewLeaseRequest.SerializeToString,
@@ -87,6 +92,11 @@ class AttemptServiceStub:
                 request_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.FinishJobRequest.SerializeToString,
                 response_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.FinishJobResponse.FromString,
                 _registered_method=True)
+        self.BatchFinishJobs = channel.unary_unary(
+                '/headway.attempts.v1.AttemptService/BatchFinishJobs',
+                request_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchFinishJobsRequest.SerializeToString,
+                response_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchFinishJobsResponse.FromString,
+                _registered_method=True)
 
 
 class AttemptServiceServicer:
@@ -110,7 +120,16 @@ class AttemptServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RequestLease(self, request, context):
-        """Asks for a lease for one phase. The scheduler grants it later and signals the workflow.
+        """Asks for a lease for one phase. The scheduler grants it later and signals the workflow. A job that was still STARTING is
+        RUNNING from then on: its workflow is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRequestLeases(self, request, context):
+        """Asks for the leases of up to 1,000 jobs, as RequestLease does for each in turn, in one transaction. What is refused gets a
+        status of its own and keeps nothing else from being stored. For the role WORKER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +185,14 @@ class AttemptServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchFinishJobs(self, request, context):
+        """Ends up to 1,000 jobs, as FinishJob does each in turn, in one transaction. What is refused gets a status of its own and keeps
+        nothing else from ending. For the role WORKER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttemptServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -183,6 +210,11 @@ def add_AttemptServiceServicer_to_server(servicer, server):
                     servicer.RequestLease,
                     request_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RequestLeaseRequest.FromString,
                     response_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RequestLeaseResponse.SerializeToString,
+            ),
+            'BatchRequestLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRequestLeases,
+                    request_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchRequestLeasesRequest.FromString,
+                    response_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchRequestLeasesResponse.SerializeToString,
             ),
             'RenewLease': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewLease,
@@ -218,6 +250,11 @@ def add_AttemptServiceServicer_to_server(servicer, server):
                     servicer.FinishJob,
                     request_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.FinishJobRequest.FromString,
                     response_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.FinishJobResponse.SerializeToString,
+            ),
+            'BatchFinishJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchFinishJobs,
+                    request_deserializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchFinishJobsRequest.FromString,
+                    response_serializer=headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchFinishJobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -304,6 +341,33 @@ class AttemptService:
             '/headway.attempts.v1.AttemptService/RequestLease',
             headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RequestLeaseRequest.SerializeToString,
             headway_dot_attempts_dot_v1_dot_attempt__service__pb2.RequestLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRequestLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.attempts.v1.AttemptService/BatchRequestLeases',
+            headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchRequestLeasesRequest.SerializeToString,
+            headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchRequestLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -493,6 +557,33 @@ class AttemptService:
             '/headway.attempts.v1.AttemptService/FinishJob',
             headway_dot_attempts_dot_v1_dot_attempt__service__pb2.FinishJobRequest.SerializeToString,
             headway_dot_attempts_dot_v1_dot_attempt__service__pb2.FinishJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchFinishJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.attempts.v1.AttemptService/BatchFinishJobs',
+            headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchFinishJobsRequest.SerializeToString,
+            headway_dot_attempts_dot_v1_dot_attempt__service__pb2.BatchFinishJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

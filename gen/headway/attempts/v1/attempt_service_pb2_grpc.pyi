@@ -41,7 +41,13 @@ class AttemptServiceStub:
     FinishPhase: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.FinishPhaseRequest, _attempt_service_pb2.FinishPhaseResponse]
     """Says that a phase ended well, and merges what it found into the job's result."""
     RequestLease: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.RequestLeaseRequest, _attempt_service_pb2.RequestLeaseResponse]
-    """Asks for a lease for one phase. The scheduler grants it later and signals the workflow."""
+    """Asks for a lease for one phase. The scheduler grants it later and signals the workflow. A job that was still STARTING is
+    RUNNING from then on: its workflow is.
+    """
+    BatchRequestLeases: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.BatchRequestLeasesRequest, _attempt_service_pb2.BatchRequestLeasesResponse]
+    """Asks for the leases of up to 1,000 jobs, as RequestLease does for each in turn, in one transaction. What is refused gets a
+    status of its own and keeps nothing else from being stored. For the role WORKER.
+    """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.RenewLeaseRequest, _attempt_service_pb2.RenewLeaseResponse]
     """Keeps a lease alive, by the database's clock, and hears whether the work should stop."""
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.ReleaseLeaseRequest, _attempt_service_pb2.ReleaseLeaseResponse]
@@ -58,6 +64,10 @@ class AttemptServiceStub:
     """
     FinishJob: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.FinishJobRequest, _attempt_service_pb2.FinishJobResponse]
     """Moves the job to its final state. Leases still held are given back in the same transaction."""
+    BatchFinishJobs: _grpc.UnaryUnaryMultiCallable[_attempt_service_pb2.BatchFinishJobsRequest, _attempt_service_pb2.BatchFinishJobsResponse]
+    """Ends up to 1,000 jobs, as FinishJob does each in turn, in one transaction. What is refused gets a status of its own and keeps
+    nothing else from ending. For the role WORKER.
+    """
 
 @_typing.type_check_only
 class AttemptServiceAsyncStub(AttemptServiceStub):
@@ -72,7 +82,13 @@ class AttemptServiceAsyncStub(AttemptServiceStub):
     FinishPhase: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.FinishPhaseRequest, _attempt_service_pb2.FinishPhaseResponse]  # type: ignore[assignment]
     """Says that a phase ended well, and merges what it found into the job's result."""
     RequestLease: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.RequestLeaseRequest, _attempt_service_pb2.RequestLeaseResponse]  # type: ignore[assignment]
-    """Asks for a lease for one phase. The scheduler grants it later and signals the workflow."""
+    """Asks for a lease for one phase. The scheduler grants it later and signals the workflow. A job that was still STARTING is
+    RUNNING from then on: its workflow is.
+    """
+    BatchRequestLeases: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.BatchRequestLeasesRequest, _attempt_service_pb2.BatchRequestLeasesResponse]  # type: ignore[assignment]
+    """Asks for the leases of up to 1,000 jobs, as RequestLease does for each in turn, in one transaction. What is refused gets a
+    status of its own and keeps nothing else from being stored. For the role WORKER.
+    """
     RenewLease: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.RenewLeaseRequest, _attempt_service_pb2.RenewLeaseResponse]  # type: ignore[assignment]
     """Keeps a lease alive, by the database's clock, and hears whether the work should stop."""
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.ReleaseLeaseRequest, _attempt_service_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
@@ -89,6 +105,10 @@ class AttemptServiceAsyncStub(AttemptServiceStub):
     """
     FinishJob: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.FinishJobRequest, _attempt_service_pb2.FinishJobResponse]  # type: ignore[assignment]
     """Moves the job to its final state. Leases still held are given back in the same transaction."""
+    BatchFinishJobs: _aio.UnaryUnaryMultiCallable[_attempt_service_pb2.BatchFinishJobsRequest, _attempt_service_pb2.BatchFinishJobsResponse]  # type: ignore[assignment]
+    """Ends up to 1,000 jobs, as FinishJob does each in turn, in one transaction. What is refused gets a status of its own and keeps
+    nothing else from ending. For the role WORKER.
+    """
 
 class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
     """What workers write. Every call names the attempt it writes for; a stale attempt changes nothing and gets
@@ -118,7 +138,19 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attempt_service_pb2.RequestLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_service_pb2.RequestLeaseResponse, _abc.Awaitable[_attempt_service_pb2.RequestLeaseResponse]]:
-        """Asks for a lease for one phase. The scheduler grants it later and signals the workflow."""
+        """Asks for a lease for one phase. The scheduler grants it later and signals the workflow. A job that was still STARTING is
+        RUNNING from then on: its workflow is.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchRequestLeases(
+        self,
+        request: _attempt_service_pb2.BatchRequestLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_service_pb2.BatchRequestLeasesResponse, _abc.Awaitable[_attempt_service_pb2.BatchRequestLeasesResponse]]:
+        """Asks for the leases of up to 1,000 jobs, as RequestLease does for each in turn, in one transaction. What is refused gets a
+        status of its own and keeps nothing else from being stored. For the role WORKER.
+        """
 
     @_abc_1.abstractmethod
     def RenewLease(
@@ -177,5 +209,15 @@ class AttemptServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attempt_service_pb2.FinishJobResponse, _abc.Awaitable[_attempt_service_pb2.FinishJobResponse]]:
         """Moves the job to its final state. Leases still held are given back in the same transaction."""
+
+    @_abc_1.abstractmethod
+    def BatchFinishJobs(
+        self,
+        request: _attempt_service_pb2.BatchFinishJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attempt_service_pb2.BatchFinishJobsResponse, _abc.Awaitable[_attempt_service_pb2.BatchFinishJobsResponse]]:
+        """Ends up to 1,000 jobs, as FinishJob does each in turn, in one transaction. What is refused gets a status of its own and keeps
+        nothing else from ending. For the role WORKER.
+        """
 
 def add_AttemptServiceServicer_to_server(servicer: AttemptServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
