@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Generic, TypeAlias, TypeVar
 
 from scheduler.core.types import GroupKey, Micros, QueuedJob, Request, class_of
@@ -31,7 +32,8 @@ class Backlog(Generic[T]):
         self._lines: dict[GroupKey, list[T]] = {}
         self._claimed: dict[str, T] = {}
         self._fill(items)
-        self._keys = sorted(self._lines)
+        # In order of key. A key costs more to hash than all else of a line, so rounds go through these.
+        self._ordered = sorted(self._lines.items(), key=_KEY)
 
     @property
     def aging_micros(self) -> int:
@@ -42,12 +44,12 @@ class Backlog(Generic[T]):
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:
-        for key in self._keys:
-            yield from self._lines[key]
+        for _, line in self._ordered:
+            yield from line
 
     def lines(self) -> Iterator[tuple[GroupKey, Sequence[T]]]:
         """Every group with somebody in it, in order of key, and its line."""
-        return ((key, self._lines[key]) for key in self._keys)
+        return iter(self._ordered)
 
     def get(self, name: str) -> T | None:
         """By request id or job id; None where nobody of that name waits."""
@@ -70,8 +72,8 @@ class Backlog(Generic[T]):
         self._enter(item)
         key = group_of(item)
         if (line := self._lines.get(key)) is None:
-            self._lines[key] = [item]
-            insort(self._keys, key)
+            line = self._lines[key] = [item]
+            insort(self._ordered, (key, line), key=_KEY)
         else:
             insort(line, item, key=self.line_key)
 
@@ -89,7 +91,7 @@ class Backlog(Generic[T]):
         del line[bisect_left(line, self.line_key(item), key=self.line_key)]
         if not line:
             del self._lines[key]
-            del self._keys[bisect_left(self._keys, key)]
+            del self._ordered[bisect_left(self._ordered, key, key=_KEY)]
         return item
 
     def _fill(self, items: Iterable[T]) -> None:
@@ -112,6 +114,9 @@ class Backlog(Generic[T]):
             self._claimed[name] = item
 
 
+_KEY = itemgetter(0)
+
+
 def identity(item: Request | QueuedJob) -> str:
     """What it is found by: the request id of a request, the job id of a queued job."""
     return item.request_id if isinstance(item, Request) else item.job_id
@@ -124,7 +129,8 @@ def group_of(item: Request | QueuedJob) -> GroupKey:
 
 def line_key(item: Request | QueuedJob, aging_micros: int) -> LineKey:
     """As `Backlog.line_key`."""
-    return item.submitted - item.priority * aging_micros, item.submitted, identity(item)
+    name = item.request_id if isinstance(item, Request) else item.job_id
+    return item.submitted - item.priority * aging_micros, item.submitted, name
 
 
 def _job_type(item: Request | QueuedJob) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from scheduler.core.backlog import line_key
 from scheduler.core.state import State
 from scheduler.core.types import GroupKey, PriorityClass, Request
 
@@ -28,14 +29,14 @@ class Group:
 
     def __init__(self, state: State, key: GroupKey, line: Sequence[Request], *, carried: bool) -> None:
         self.key = key
-        self.leaf = state.tree.leaf(key.queue)
+        self.leaf = leaf = state.tree.leaf(key.queue)
         self.demand = state.demand(key.shape)
-        self.priority_class = effective_class(state, key)
+        self.priority_class = PriorityClass.SCAVENGER if state.tree.demoted(leaf) else key.priority_class
         self.carried = carried
         """Whether the last round did not get to it."""
         self.head: Request | None = line[0]
         """The first that was neither granted nor refused and waits for no victims."""
-        self.line_key = state.snapshot.requests.line_key(line[0])
+        self.line_key = line_key(line[0], state.limits.aging_micros)
         """Of the head, or the last there was."""
         self._state = state
         self._line = line
@@ -79,7 +80,7 @@ class Group:
                     self._claimant = self._claimant or request
                     continue
                 request = replace(request, claim=())
-            self._at, self.head, self.line_key = at, request, state.snapshot.requests.line_key(request)
+            self._at, self.head, self.line_key = at, request, line_key(request, state.limits.aging_micros)
             return
         self._at, self.head = len(line), None
 

@@ -27,7 +27,7 @@ def plan(snapshot: Snapshot, now: Micros, limits: Limits) -> Plan:
     state = State(snapshot, now, limits)
     place_claims(state)
     carried = frozenset(snapshot.carried_over)
-    groups = [Group(state, key, line, carried=key in carried) for key, line in snapshot.requests.lines()]
+    groups = [Group(state, key, line, carried=bool(carried) and key in carried) for key, line in snapshot.requests.lines()]
     maximum = Maximum(state)
     refuse(state, groups, maximum)
     filled = _fill_and_preempt(state, groups)
