@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from control_plane.audit.record import AuditRecord, new_record_id
+from control_plane.capacity.largest import LargestNodes, LargestNodesReader
 from control_plane.db.tables import CHANNEL_EVENTS_WRITTEN, CHANNEL_SCHEDULER
 from control_plane.errors import RefusedError
 from control_plane.jobs import references
@@ -60,24 +61,26 @@ class LostRaceError(Exception):
     """Another process stored one of the group's request ids meanwhile: look again."""
 
 
-async def store(raw: Any, group: Sequence[Submission]) -> list[bytes | RefusedError]:
+async def store(raw: Any, group: Sequence[Submission], nodes: LargestNodesReader) -> list[bytes | RefusedError]:
     """Writes a group; returns what each caller gets.
 
     Args:
         raw: an asyncpg connection in a transaction.
         group: the submissions.
+        nodes: tells what could ever start.
 
     Raises:
         LostRaceError: nothing may be committed; the group is to be stored again.
         PostgresError: the database refuses something in the group.
     """
     known = await references.look_up(raw, group)
+    largest = await nodes.read(raw, {job.demand for submission in group for job in submission.jobs if isinstance(job, NewJob)})
     answers: list[bytes | RefusedError] = []
     accepted: list[tuple[Submission, bytes]] = []
     for place, submission in enumerate(group):
         answer = known.earlier.get(place)
         if answer is None:
-            answer = await _settled(submission, known)
+            answer = await _settled(submission, known, largest)
             if isinstance(answer, bytes) and submission.key is not None:
                 accepted.append((submission, answer))
         answers.append(answer)
@@ -86,7 +89,7 @@ async def store(raw: Any, group: Sequence[Submission]) -> list[bytes | RefusedEr
     return answers
 
 
-async def _settled(submission: Submission, known: Known) -> bytes | RefusedError:
+async def _settled(submission: Submission, known: Known, largest: LargestNodes) -> bytes | RefusedError:
     """The response to a submission whose outcomes are settled; or its refusal."""
     rules = known.projects.get(submission.project)
     if rules is None:
@@ -96,7 +99,9 @@ async def _settled(submission: Submission, known: Known) -> bytes | RefusedError
     submission.outcomes.clear()
     for number, job in enumerate(submission.jobs, 1):
         submission.outcomes.append(
-            settle(job, submission.project, rules, inputs, known.now, org_admin=org_admin) if isinstance(job, NewJob) else job
+            settle(job, submission.project, rules, inputs, largest, known.now, org_admin=org_admin)
+            if isinstance(job, NewJob)
+            else job
         )
         if number % _YIELD_EVERY == 0:
             await asyncio.sleep(0)

@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from control_plane.capacity.largest import LargestNodesReader
 from control_plane.db.idempotency import RequestKey
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs.group_store import LostRaceError, store
@@ -48,6 +49,7 @@ class GroupWriter:
         """
         self._engine = engine
         self._writers = writers
+        self._nodes = LargestNodesReader()
         self._waiting: deque[_Waiting] = deque()
         self._waiting_jobs = 0
         self._next_group_at = 0.0
@@ -104,7 +106,7 @@ class GroupWriter:
         return future
 
     async def _run(self) -> None:
-        connection = _Connection(self._engine)
+        connection = _Connection(self._engine, self._nodes)
         try:
             while True:
                 await self._wake.wait()
@@ -171,8 +173,9 @@ class GroupWriter:
 class _Connection:
     """A writer's connection, kept from group to group and made anew when it breaks."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, nodes: LargestNodesReader) -> None:
         self._engine = engine
+        self._nodes = nodes
         self._held: Any = None
 
     async def close(self) -> None:
@@ -192,7 +195,7 @@ class _Connection:
             try:
                 raw = await self._raw()
                 async with raw.transaction():
-                    return await store(raw, group)
+                    return await store(raw, group, self._nodes)
             except (LostRaceError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError, OSError) as error:
                 if remaining == 0 or not (isinstance(error, LostRaceError) or _is_outage(error)):
                     raise

@@ -13,7 +13,17 @@ from functools import cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args
 
 from control_plane.errors import FieldViolation, Reason, RefusedError
-from control_plane.jobs.spec import DatasetPin, DatasetRef, FineTuneSpec, JobSpec, ModelVersionRef, RetrainSpec, canonical_json
+from control_plane.jobs.spec import (
+    DatasetPin,
+    DatasetRef,
+    FineTuneSpec,
+    HpoSpec,
+    JobSpec,
+    ModelVersionRef,
+    ResourceSpec,
+    RetrainSpec,
+    canonical_json,
+)
 from control_plane.jobs.specs.values import SpecModel
 
 _S = TypeVar("_S", bound=SpecModel)
@@ -80,6 +90,22 @@ def references_of(spec: JobSpec) -> tuple[Reference, ...]:
             Reference(InputKind.DATASET, dataset.name, dataset.sha256),
         )
     return tuple(item.reference for item in inputs_of(spec))
+
+
+def resources_of(spec: JobSpec, path: str = "spec") -> tuple[str, ResourceSpec]:
+    """Where the spec says what each of its leases holds, and what it says.
+
+    Args:
+        spec: the spec.
+        path: where it stands in the request.
+    """
+    match spec:
+        case HpoSpec():
+            return f"{path}.{spec.type}.trial.resources", spec.trial.resources
+        case RetrainSpec():
+            return f"{path}.{spec.type}.fine_tune.resources", spec.fine_tune.resources
+        case _:
+            return f"{path}.{spec.type}.resources", spec.resources
 
 
 def pinned(project: str, spec: JobSpec, found: Mapping[Reference, Found], path: str = "spec") -> JobSpec:

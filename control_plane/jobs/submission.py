@@ -16,10 +16,11 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from control_plane.call import Call
+from control_plane.capacity.largest import Demand, LargestNodes
 from control_plane.db.idempotency import RequestKey
 from control_plane.errors import FieldViolation, Reason, RefusedError
 from control_plane.jobs.commands import PRIORITY_DEFAULT
-from control_plane.jobs.resolve import Found, Reference, locations, pinned, pinned_json, references_of
+from control_plane.jobs.resolve import Found, Reference, locations, pinned, pinned_json, references_of, resources_of
 from control_plane.jobs.spec import JobSpec, canonical_json
 
 
@@ -34,6 +35,7 @@ class NewJob:
         priority: as asked; None: the default.
         path: what its fields' paths begin with, such as "items[3]."; empty for a single one.
         references: what the spec names.
+        demand: what each of its leases will hold.
         content: the spec's canonical JSON.
     """
 
@@ -42,11 +44,14 @@ class NewJob:
     priority: int | None
     path: str = ""
     references: tuple[Reference, ...] = field(init=False)
+    demand: Demand = field(init=False)
     content: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         self.content = canonical_json(self.spec)
         self.references = references_of(self.spec)
+        _, resources = resources_of(self.spec)
+        self.demand = Demand(resources.accelerator_kind, resources.accelerators)
 
 
 @dataclass(slots=True)
@@ -104,7 +109,14 @@ class ProjectRules:
 
 
 def settle(
-    new: NewJob, project: str, rules: ProjectRules, found: Mapping[Reference, Found], now: datetime, *, org_admin: bool
+    new: NewJob,
+    project: str,
+    rules: ProjectRules,
+    found: Mapping[Reference, Found],
+    largest: LargestNodes,
+    now: datetime,
+    *,
+    org_admin: bool,
 ) -> Outcome:
     """The job to store for one that was asked for, or why there is none.
 
@@ -113,6 +125,7 @@ def settle(
         project: its project.
         rules: that project's.
         found: what specs of the project name, as far as it exists.
+        largest: nodes.
         now: the transaction's time.
         org_admin: whether the caller may go above the project's ceiling.
     """
@@ -124,6 +137,9 @@ def settle(
             pinned(project, new.spec, found, f"{new.path}spec")
         except RefusedError as refusal:  # it names whatever is missing
             return refusal
+    if not largest.holds(new.demand):
+        path, _ = resources_of(new.spec, f"{new.path}spec")
+        return largest.refusal(new.demand, path)
     content = pinned_json(new.spec, new.content, found)
     return StoredJob(
         job_id=new_job_id(),
