@@ -103,4 +103,5 @@ def worker_message(row: Mapping[Any, Any]) -> pb.Worker:
         labels=row["labels"],
         cordoned=row["cordoned"],
         draining=row["draining"],
+        leases_held=row["leases_held"],
     )

@@ -14,6 +14,9 @@ from control_plane.db.events import notify
 from control_plane.db.tables import CHANNEL_SCHEDULER, workers
 from control_plane.errors import Reason, RefusedError
 
+_JOBS_NAMED = 20
+"""Most jobs that a refusal names."""
+
 # A lease of before there were placements has one member, on its worker.
 _MEMBERS = (
     "leases CROSS JOIN LATERAL"
@@ -23,12 +26,17 @@ _HELD = text(
     f"""
     SELECT part ->> 0 AS node, sum((part ->> 1)::int * accelerators)::bigint AS accelerators,
         sum((part ->> 1)::int * cpu_millis::bigint)::bigint AS cpu_millis,
-        sum((part ->> 1)::int * memory_mib::bigint)::bigint AS memory_mib
+        sum((part ->> 1)::int * memory_mib::bigint)::bigint AS memory_mib, count(*) AS leases
     FROM {_MEMBERS} WHERE state = 'GRANTED' GROUP BY 1
     """  # noqa: S608 - a constant
-).columns(node=Text, accelerators=BigInteger, cpu_millis=BigInteger, memory_mib=BigInteger)
+).columns(node=Text, accelerators=BigInteger, cpu_millis=BigInteger, memory_mib=BigInteger, leases=BigInteger)
 _LEASES_ON = text(
     f"SELECT lease_id::text, job_id::text FROM {_MEMBERS} WHERE state = 'GRANTED' AND part ->> 0 = :node ORDER BY lease_id"  # noqa: S608 - a constant
+)
+# As the scheduler calls them: `scheduler.state.pools_and_nodes`.
+_POOLS = text(
+    "SELECT DISTINCT CASE WHEN pool <> '' THEN pool WHEN spot THEN accelerator_kind || '-spot' ELSE accelerator_kind END"
+    " FROM workers"
 )
 _STORE = text(
     """
@@ -50,11 +58,13 @@ def alive(worker_lost_seconds: float) -> ColumnElement[bool]:
 
 
 def workers_query(worker_lost_seconds: float) -> Select[Any]:
-    """Workers, whether they live, and what is held on them: `accelerators_leased`, `cpu_millis_held`, `memory_mib_held`."""
+    """Workers, whether they live, and what is held on them: `leases_held`, `accelerators_leased`, `cpu_millis_held` and
+    `memory_mib_held`."""
     held = _HELD.subquery("held")
     return select(
         workers,
         alive(worker_lost_seconds).label("alive"),
+        func.coalesce(held.c.leases, 0).label("leases_held"),
         func.coalesce(held.c.accelerators, 0).label("accelerators_leased"),
         func.coalesce(held.c.cpu_millis, 0).label("cpu_millis_held"),
         func.coalesce(held.c.memory_mib, 0).label("memory_mib_held"),
@@ -87,6 +97,11 @@ async def cordoned_among(connection: AsyncConnection, names: Sequence[str]) -> l
     """Those of these workers that take nothing new, by name."""
     query = select(workers.c.name).where(_among(names), workers.c.cordoned | workers.c.draining).order_by(workers.c.name)
     return list((await connection.execute(query)).scalars())
+
+
+async def pools_known(connection: AsyncConnection) -> frozenset[str]:
+    """The pools that nodes are in, living or silent. A node that names none is in that of its kind."""
+    return frozenset((await connection.execute(_POOLS)).scalars())
 
 
 async def lock_worker(connection: AsyncConnection, name: str) -> None:
@@ -132,12 +147,16 @@ async def delete_worker(connection: AsyncConnection, name: str) -> None:
         RefusedError: there is none of that name, or it holds leases.
     """
     await lock_worker(connection, name)
-    held = len(await leases_on(connection, name))
-    if held:
+    if held := await leases_on(connection, name):
+        job_ids = sorted({job_id for _, job_id in held})
+        named = job_ids[:_JOBS_NAMED]
+        others = [f"{len(job_ids) - len(named)} more"] if len(job_ids) > len(named) else []
+        leases = "1 lease" if len(held) == 1 else f"{len(held)} leases"
         raise RefusedError(
             Reason.STILL_NEEDED,
-            f"worker {name} holds {held} leases; drain it (`headway nodes drain {name}`) and wait for them, then delete it",
-            {"worker": name, "leases": str(held)},
+            f"worker {name} holds {leases}, of jobs {', '.join([*named, *others])}; drain it (`headway nodes drain {name}`),"
+            " wait until it holds none, then delete it",
+            {"worker": name, "leases": str(len(held)), "jobs": ",".join(named)},
         )
     await connection.execute(workers.delete().where(workers.c.name == name))
     await notify(connection, CHANNEL_SCHEDULER)

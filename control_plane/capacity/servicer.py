@@ -43,7 +43,7 @@ class CapacityServicer(capacity_service_pb2_grpc.CapacityServiceServicer):
         """Registration and heartbeat in one: the row is what the worker says, as of now."""
         del context
         offer = offer_of(request.worker, "worker")
-        _require_own_name(offer["name"])
+        _require_own_names([offer], "RegisterWorker")
         current_call().object = offer["name"]
         await self._register([offer])
         return pb.RegisterWorkerResponse(heartbeat_seconds=self._worker_lost_seconds / 3)
@@ -53,9 +53,9 @@ class CapacityServicer(capacity_service_pb2_grpc.CapacityServiceServicer):
     ) -> pb.RegisterNodePoolResponse:
         """As RegisterWorker, for many nodes of a pool."""
         del context
-        _require_token()
         pool = validated_value(AcceleratorKind, request.pool, "pool")
         offers = _offers_of_pool(request.nodes, pool)
+        _require_own_names(offers, "RegisterNodePool")
         current_call().object = pool
         cordoned = await self._register(offers)
         return pb.RegisterNodePoolResponse(heartbeat_seconds=self._worker_lost_seconds / 3, cordoned=cordoned)
@@ -121,22 +121,19 @@ def _offers_of_pool(nodes: Sequence[pb.Worker], pool: str) -> list[dict[str, Any
     return list(offers.values())
 
 
-def _require_own_name(name: str) -> None:
-    """A certificate names one worker, and that is the one it registers. A token is for all workers that were given it."""
+def _require_own_names(offers: Sequence[Mapping[str, Any]], method: str) -> None:
+    """A certificate names one worker, and that is the one it registers: else it could pass for another, and have that one's
+    leases ended. A token is for all workers that were given it.
+
+    Raises:
+        RefusedError: the caller's certificate is that of another.
+    """
     caller = current_call().principal
-    if caller.credential is CredentialKind.CERTIFICATE and caller.subject != f"worker:{name}":
-        raise _not_certified(f"it cannot register worker {name}", "RegisterWorker")
-
-
-def _require_token() -> None:
-    """Nodes have many names, and a certificate has one."""
-    if current_call().principal.credential is CredentialKind.CERTIFICATE:
-        raise _not_certified("it cannot register the nodes of a pool; call with a token of role WORKER", "RegisterNodePool")
-
-
-def _not_certified(what: str, method: str) -> RefusedError:
-    return RefusedError(
-        Reason.PERMISSION_DENIED,
-        f"the certificate is that of {current_call().principal.subject}; {what}",
-        {"method": f"headway.capacity.v1.CapacityService/{method}", "role_required": "WORKER"},
-    )
+    others = [offer["name"] for offer in offers if caller.subject != f"worker:{offer['name']}"]
+    if caller.credential is CredentialKind.CERTIFICATE and others:
+        raise RefusedError(
+            Reason.PERMISSION_DENIED,
+            f"the certificate is that of {caller.subject}; it cannot register worker {others[0]}; call with that worker's own,"
+            " or for many with a token of role WORKER",
+            {"method": f"headway.capacity.v1.CapacityService/{method}", "role_required": "WORKER"},
+        )

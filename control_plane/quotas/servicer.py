@@ -9,6 +9,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from control_plane.call import current_call
+from control_plane.capacity.repository import pools_known
 from control_plane.db.mutations import once
 from control_plane.db.tables import leases
 from control_plane.errors import Reason, RefusedError
@@ -45,9 +46,10 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
                 visible is None or node.name in await tree.teams_above(connection, visible)
             )
             row = None if hidden else await tree.find(connection, node)
+            pools = await pools_known(connection)
         if row is None:
             raise _no_quota(node)
-        return pb.GetQuotaResponse(quota=wire.quota_message(row))
+        return pb.GetQuotaResponse(quota=wire.quota_message(row, pools))
 
     async def SetQuota(self, request: pb.SetQuotaRequest, context: _Context) -> pb.SetQuotaResponse:  # noqa: N802 - gRPC's name
         """Sets the quota of one node, once per request id."""
@@ -65,7 +67,7 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
             if node.kind is NodeKind.PROJECT:
                 await require_open(connection, node.name)
             row = await tree.set_node(connection, node, **values)
-            return pb.SetQuotaResponse(quota=wire.quota_message(row))
+            return pb.SetQuotaResponse(quota=wire.quota_message(row, await pools_known(connection)))
 
         sha256 = canonical_sha256({"method": "SetQuota", "kind": str(node.kind), "name": node.name, **values})
         return await once(self._engine, _project_of(node), request_id, sha256, pb.SetQuotaResponse, set_quota)
@@ -82,9 +84,10 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
             rows = await tree.listed(
                 connection, (after[0], after[1]), size + 1, projects=visible, teams=teams, with_tree=request.tree
             )
+            pools = await pools_known(connection)
         page = rows[:size]
         token = self._cursors.encode(query, [page[-1]["kind"], page[-1]["name"]]) if len(rows) > size else ""
-        return pb.ListQuotasResponse(quotas=map(wire.quota_message, page), next_page_token=token)
+        return pb.ListQuotasResponse(quotas=[wire.quota_message(row, pools) for row in page], next_page_token=token)
 
     async def DeleteQuota(self, request: pb.DeleteQuotaRequest, context: _Context) -> pb.DeleteQuotaResponse:  # noqa: N802 - gRPC's name
         """Takes a node out of the tree, once per request id."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from control_plane.errors import FieldViolation, invalid_field, invalid_fields
@@ -156,8 +156,13 @@ def quota_cell(cell: Mapping[str, Any]) -> pb.QuotaCell:
     )
 
 
-def quota_message(row: Mapping[Any, Any]) -> pb.Quota:
-    """A row of `queue_nodes` as a message."""
+def quota_message(row: Mapping[Any, Any], pools: Set[str]) -> pb.Quota:
+    """A row of `queue_nodes` as a message.
+
+    Args:
+        row: the row.
+        pools: those that nodes are in.
+    """
     stored: Sequence[Mapping[str, Any]] = row["quotas"]
     node = TreeNode(NodeKind(row["kind"]), row["name"])
     return pb.Quota(
@@ -171,6 +176,7 @@ def quota_message(row: Mapping[Any, Any]) -> pb.Quota:
         parent=row["parent"] or "",
         weight=row["weight"],
         cells=map(quota_cell, stored),
+        unknown_pools=sorted({cell["pool"] for cell in stored} - pools),
     )
 
 

@@ -76,7 +76,10 @@ def nodes_list(as_json: AsJson = False) -> None:
 
 def _service(node: Worker) -> str:
     state = "alive" if node.alive else "lost"
-    return f"{state}, draining" if node.draining else f"{state}, cordoned" if node.cordoned else state
+    if not node.draining:
+        return f"{state}, cordoned" if node.cordoned else state
+    left = "1 lease" if node.leases_held == 1 else f"{node.leases_held} leases"
+    return f"{state}, draining: {left} left" if node.leases_held else f"{state}, drained"
 
 
 @nodes.command("cordon")

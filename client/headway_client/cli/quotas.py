@@ -201,6 +201,8 @@ def _print_quota(found: Quota, as_json: bool) -> None:
     )
     if not found.cells:
         print("nothing of its own; it may use whatever is free")
+    for pool in found.unknown_pools:
+        print(f"no node is in pool {pool}; it counts once there is one")
 
 
 def _node_words(found: Quota) -> str:

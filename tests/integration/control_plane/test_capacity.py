@@ -129,7 +129,8 @@ async def test_a_node_that_holds_leases_is_not_deleted(api: Api) -> None:
     delete = pb.DeleteWorkerRequest(request_id=new_id(), name="n1")
     answer = await refused(api.capacity.DeleteWorker(delete))
     assert (answer.code, answer.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STILL_NEEDED")
-    assert answer.metadata == {"worker": "n1", "leases": "1"}
+    assert answer.metadata == {"worker": "n1", "leases": "1", "jobs": job_id}
+    assert f"1 lease, of jobs {job_id};" in answer.message
     await api.jobs.CancelJob(jobs_pb.CancelJobRequest(request_id=new_id(), job_id=job_id))
     await api.sql("UPDATE leases SET state = 'ENDED', ended_at = now() WHERE lease_id = :lease_id", lease_id=lease_id)
     for _ in range(2):

@@ -20,6 +20,8 @@ from control_plane.identity.attempt_tokens import AttemptTokens
 from control_plane.identity.tls import TlsFilesError, server_credentials
 from control_plane.settings import S3Settings, TlsSettings
 from deploy.one_machine import ports
+from headway.capacity.v1 import capacity_service_pb2 as capacity_pb
+from headway.capacity.v1 import capacity_service_pb2_grpc
 from headway.identity.v1 import identity_service_pb2 as pb
 from headway.identity.v1 import identity_service_pb2_grpc
 from headway.projects.v1 import project_service_pb2 as projects_pb
@@ -37,6 +39,7 @@ from tests.integration.control_plane.identity_world import (
     oidc_settings,
     world,
 )
+from tests.integration.control_plane.test_capacity import node
 from tests.waiting import until
 
 UNAUTHENTICATED, UNAVAILABLE = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE
@@ -110,6 +113,20 @@ async def test_a18_a_worker_calls_nothing_of_users(secured: Secured) -> None:
     assert [await code_of(call) for call in calls] == [grpc.StatusCode.PERMISSION_DENIED] * 3
     listed = worker.projects.ListProjects(projects_pb.ListProjectsRequest())
     assert await code_of(listed) is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_certificate_registers_its_own_worker_alone_or_as_a_pool(secured: Secured) -> None:
+    capacity = capacity_service_pb2_grpc.CapacityServiceStub((await secured.caller(GPU_1)).channel)
+    own, other = node("gpu-1"), node("gpu-2")
+    assert (await capacity.RegisterWorker(capacity_pb.RegisterWorkerRequest(worker=own))).heartbeat_seconds > 0
+    assert (await capacity.RegisterNodePool(capacity_pb.RegisterNodePoolRequest(pool="a", nodes=[own]))).heartbeat_seconds > 0
+    for call in (
+        capacity.RegisterWorker(capacity_pb.RegisterWorkerRequest(worker=other)),
+        capacity.RegisterNodePool(capacity_pb.RegisterNodePoolRequest(pool="a", nodes=[own, other])),
+    ):
+        answer = await refused(call)
+        assert (answer.code, answer.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
+        assert "it cannot register worker gpu-2" in answer.message
 
 
 async def test_a18_certificates_that_name_nobody_here(secured: Secured) -> None:

@@ -12,6 +12,7 @@ from headway.projects.v1 import project_service_pb2 as projects_pb
 from headway.quotas.v1 import quota_service_pb2 as pb
 from tests.integration.control_plane.callers import OTHER_PROJECT, PROJECT
 from tests.integration.control_plane.conftest import Api, new_id, refused
+from tests.integration.control_plane.test_capacity import node, registered
 
 GPUS: Any = {"pool": "h200", "resource": pb.RESOURCE_ACCELERATORS}
 
@@ -83,6 +84,20 @@ async def test_what_breaks_a_limit_is_refused_by_its_field(api: Api, quota: dict
     answer = await refused(api.quotas.SetQuota(request))
     assert (answer.code, answer.reason, answer.fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", [field])
     assert (await refused(api.quotas.GetQuota(pb.GetQuotaRequest(project=PROJECT)))).reason == "RESOURCE_NOT_FOUND"
+
+
+async def test_a_pool_that_no_node_is_in_yet_may_be_named_and_is_told_of(api: Api) -> None:
+    await registered(api, node("n1"), pool="known")
+    await registered(api, node("n2", spot=True, pool=""), pool="bare")
+    await api.sql("UPDATE workers SET pool = '' WHERE name = 'n2'")
+    cells = [pb.QuotaCell(pool=pool, resource=pb.RESOURCE_ACCELERATORS) for pool in ("known", "h200-spot", "knwon", "h200")]
+    assert list((await put(api, project=PROJECT, cells=cells)).unknown_pools) == ["h200", "knwon"]
+    await registered(api, node("n3"), pool="knwon")
+    for quotas in (
+        [(await api.quotas.GetQuota(pb.GetQuotaRequest(project=PROJECT))).quota],
+        (await api.quotas.ListQuotas(pb.ListQuotasRequest())).quotas,
+    ):
+        assert [list(quota.unknown_pools) for quota in quotas] == [["h200"]]
 
 
 async def test_nobody_is_named_by_mistake(api: Api) -> None:

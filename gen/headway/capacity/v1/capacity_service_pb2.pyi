@@ -59,6 +59,7 @@ class Worker(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    LEASES_HELD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Stable name, 1 to 63 characters of [a-z0-9-]."""
     incarnation: _builtins.str
@@ -84,7 +85,9 @@ class Worker(_message.Message):
     cordoned: _builtins.bool
     """Takes nothing new. Output only."""
     draining: _builtins.bool
-    """Takes nothing new, and what ran on it was asked to leave. Output only."""
+    """Takes nothing new, and what runs on it is asked to leave; drained once `leases_held` is 0. Output only."""
+    leases_held: _builtins.int
+    """Leases that hold any of it. Output only."""
     @_builtins.property
     def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
         """Last heartbeat. Output only."""
@@ -112,10 +115,11 @@ class Worker(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cordoned: _builtins.bool = ...,
         draining: _builtins.bool = ...,
+        leases_held: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_kind", b"accelerator_kind", "accelerators", b"accelerators", "accelerators_leased", b"accelerators_leased", "alive", b"alive", "cordoned", b"cordoned", "cpu_millis", b"cpu_millis", "draining", b"draining", "heartbeat_time", b"heartbeat_time", "incarnation", b"incarnation", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "pool", b"pool", "spot", b"spot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_kind", b"accelerator_kind", "accelerators", b"accelerators", "accelerators_leased", b"accelerators_leased", "alive", b"alive", "cordoned", b"cordoned", "cpu_millis", b"cpu_millis", "draining", b"draining", "heartbeat_time", b"heartbeat_time", "incarnation", b"incarnation", "labels", b"labels", "leases_held", b"leases_held", "memory_mib", b"memory_mib", "name", b"name", "pool", b"pool", "spot", b"spot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

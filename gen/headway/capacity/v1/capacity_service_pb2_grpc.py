@@ -85,7 +85,8 @@ class CapacityServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteWorker(self, request, context):
-        """Forgets a worker. One that holds leases is refused with STILL_NEEDED and their number; one that calls again is there again.
+        """Forgets a worker. One that holds leases is refused with STILL_NEEDED, their number and their jobs; one that calls again is there
+        again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,9 @@ class CapacityServiceStub:
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_capacity_service_pb2.ListWorkersRequest, _capacity_service_pb2.ListWorkersResponse]
     """The workers known, alive and lost."""
     DeleteWorker: _grpc.UnaryUnaryMultiCallable[_capacity_service_pb2.DeleteWorkerRequest, _capacity_service_pb2.DeleteWorkerResponse]
-    """Forgets a worker. One that holds leases is refused with STILL_NEEDED and their number; one that calls again is there again."""
+    """Forgets a worker. One that holds leases is refused with STILL_NEEDED, their number and their jobs; one that calls again is there
+    again.
+    """
 
 @_typing.type_check_only
 class CapacityServiceAsyncStub(CapacityServiceStub):
@@ -62,7 +64,9 @@ class CapacityServiceAsyncStub(CapacityServiceStub):
     ListWorkers: _aio.UnaryUnaryMultiCallable[_capacity_service_pb2.ListWorkersRequest, _capacity_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """The workers known, alive and lost."""
     DeleteWorker: _aio.UnaryUnaryMultiCallable[_capacity_service_pb2.DeleteWorkerRequest, _capacity_service_pb2.DeleteWorkerResponse]  # type: ignore[assignment]
-    """Forgets a worker. One that holds leases is refused with STILL_NEEDED and their number; one that calls again is there again."""
+    """Forgets a worker. One that holds leases is refused with STILL_NEEDED, their number and their jobs; one that calls again is there
+    again.
+    """
 
 class CapacityServiceServicer(metaclass=_abc_1.ABCMeta):
     """What there is to schedule on."""
@@ -101,6 +105,8 @@ class CapacityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _capacity_service_pb2.DeleteWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_capacity_service_pb2.DeleteWorkerResponse, _abc.Awaitable[_capacity_service_pb2.DeleteWorkerResponse]]:
-        """Forgets a worker. One that holds leases is refused with STILL_NEEDED and their number; one that calls again is there again."""
+        """Forgets a worker. One that holds leases is refused with STILL_NEEDED, their number and their jobs; one that calls again is there
+        again.
+        """
 
 def add_CapacityServiceServicer_to_server(servicer: CapacityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -84,7 +84,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED. The object changed since the etag was read; read it again. Metadata: etag."""
     ERROR_REASON_STILL_NEEDED: _ErrorReason.ValueType  # 28
     """FAILED_PRECONDITION. The project has jobs that are not final, or would be left without maintainer, or the organisation without
-    admin; the team has children; the worker holds leases. Metadata: project, team or worker; children, leases: how many.
+    admin; the team has children; the worker holds leases. Metadata: project, team or worker; children, leases: how many; jobs: whose
+    leases, at most 20 ids.
     """
     ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 29
     """RESOURCE_EXHAUSTED. The request takes more bytes than the method accepts. Metadata: bytes, maximum."""
@@ -159,7 +160,8 @@ ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 27
 """ABORTED. The object changed since the etag was read; read it again. Metadata: etag."""
 ERROR_REASON_STILL_NEEDED: ErrorReason.ValueType  # 28
 """FAILED_PRECONDITION. The project has jobs that are not final, or would be left without maintainer, or the organisation without
-admin; the team has children; the worker holds leases. Metadata: project, team or worker; children, leases: how many.
+admin; the team has children; the worker holds leases. Metadata: project, team or worker; children, leases: how many; jobs: whose
+leases, at most 20 ids.
 """
 ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 29
 """RESOURCE_EXHAUSTED. The request takes more bytes than the method accepts. Metadata: bytes, maximum."""

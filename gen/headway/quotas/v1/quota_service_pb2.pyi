@@ -129,6 +129,7 @@ class Quota(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     CELLS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_POOLS_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """A project, 1 to 63 characters of [a-z0-9-]."""
     team: _builtins.str
@@ -154,6 +155,10 @@ class Quota(_message.Message):
     def cells(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaCell]:
         """By pool and resource, each at most once; at most 256."""
 
+    @_builtins.property
+    def unknown_pools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Pools of the cells that no node is in, as far as is known now: yet to come, or misspelt. Output only."""
+
     def __init__(
         self,
         *,
@@ -165,10 +170,11 @@ class Quota(_message.Message):
         parent: _builtins.str = ...,
         weight: _builtins.int | None = ...,
         cells: _abc.Iterable[Global___QuotaCell] | None = ...,
+        unknown_pools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "cells", b"cells", "max_accelerators", b"max_accelerators", "organisation", b"organisation", "parent", b"parent", "project", b"project", "team", b"team", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "cells", b"cells", "max_accelerators", b"max_accelerators", "organisation", b"organisation", "parent", b"parent", "project", b"project", "team", b"team", "unknown_pools", b"unknown_pools", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
