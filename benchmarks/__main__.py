@@ -17,6 +17,7 @@ from benchmarks import (
     decisions_durable,
     events_streamed,
     fairness_error,
+    kueue,
     list_page,
     log_ingest,
     one_machine_start,
@@ -63,6 +64,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "preemption_cycles": Benchmark(preemption_cycles.run, 700, 20),
     "submit_to_lease": Benchmark(submit_to_lease.run, 100, 40),
     "workflow_starts": Benchmark(workflow_starts.run, 60, 30),
+    "kueue_baseline": Benchmark(kueue.of_scenario("kueue_baseline", "kueue_baseline"), 100, 90),
+    "kueue_large": Benchmark(kueue.of_scenario("kueue_large", "kueue_large_scale"), 60, 30),
     "gang_reclaim": Benchmark(reclaim_gang.run, 15, 10),
 }
 

@@ -30,6 +30,7 @@ PROJECT = "bench"
 DATASET = "data"
 BASE_MODEL = "base"
 _ADMIN = "bench"
+_WORKER = "bench-worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Servers:
         dsn: of the database.
         address: host:port of the control plane.
         token: of an admin of the organisation.
+        worker_token: of a worker.
         secret_key: `identity.secret_key` of the control plane.
         pid: of the control plane.
         log: what the control plane says.
@@ -48,6 +50,7 @@ class Servers:
     dsn: str
     address: str
     token: str
+    worker_token: str
     secret_key: str
     pid: int
     log: Path
@@ -137,13 +140,14 @@ async def _names(dsn: str) -> None:
 async def _control_plane(
     root: Path, dsn: str, address: str, changes: Mapping[str, Mapping[str, Any]]
 ) -> AsyncGenerator[Servers]:
-    token, secret_key = new_secret(bootstrap_token_id(_ADMIN)), secrets.token_urlsafe(48)
-    admin = {"name": _ADMIN, "role": "ORG_ADMIN", "secret_sha256": hashlib.sha256(token.encode()).hexdigest()}
+    token, worker_token = new_secret(bootstrap_token_id(_ADMIN)), new_secret(bootstrap_token_id(_WORKER))
+    secret_key = secrets.token_urlsafe(48)
+    tokens = [_bootstrap(_ADMIN, "ORG_ADMIN", token), _bootstrap(_WORKER, "WORKER", worker_token)]
     sections: dict[str, dict[str, Any]] = {
         "postgres": {"dsn": dsn, "pool_size": 64},
         "s3": {"access_key_id": "none", "secret_access_key": "none"},
         "control_plane": {"address": address},
-        "identity": {"secret_key": secret_key, "bootstrap_tokens": [admin], "bootstrap_projects": [PROJECT]},
+        "identity": {"secret_key": secret_key, "bootstrap_tokens": tokens, "bootstrap_projects": [PROJECT]},
     }
     for section, values in changes.items():
         sections[section] = {**sections.get(section, {}), **values}
@@ -158,11 +162,15 @@ async def _control_plane(
         )
     try:
         await _healthy(address, process, log)
-        yield Servers(dsn, address, token, secret_key, process.pid, log)
+        yield Servers(dsn, address, token, worker_token, secret_key, process.pid, log)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
         await process.wait()
+
+
+def _bootstrap(name: str, role: str, token: str) -> dict[str, str]:
+    return {"name": name, "role": role, "secret_sha256": hashlib.sha256(token.encode()).hexdigest()}
 
 
 async def _healthy(address: str, process: asyncio.subprocess.Process, log: Path) -> None:
