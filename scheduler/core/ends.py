@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from scheduler.core.types import EndCause, EndLease, Lease, Limits, Micros, Node
+from scheduler.core.types import EndCause, EndLease, Lease, Limits, Micros, Node, Placement
 
 
 def living(nodes: Iterable[Node], database_started: Micros, now: Micros, limits: Limits) -> dict[str, Node]:
@@ -19,21 +19,24 @@ def living(nodes: Iterable[Node], database_started: Micros, now: Micros, limits:
 def ends(leases: Iterable[Lease], alive: Mapping[str, Node], now: Micros) -> tuple[EndLease, ...]:
     """The leases to end, in order of id. Of several causes a lost node is named first, then a restarted one."""
     incarnations = {node.name: node.incarnation for node in alive.values()}
-    found = [
-        EndLease(lease.lease_id, lease.job_id, cause)
-        for lease in leases
-        if (cause := _cause(lease, incarnations, now)) is not None
-    ]
+    # Many leases are on the same nodes.
+    lost: dict[tuple[Placement, tuple[str, ...]], EndCause | None] = {}
+    found: list[EndLease] = []
+    for lease in leases:
+        where = lease.placement, lease.incarnations
+        if where not in lost:
+            lost[where] = _lost(lease, incarnations)
+        cause = lost[where] or (EndCause.EXPIRED if lease.expires < now else None)
+        if cause is not None:
+            found.append(EndLease(lease.lease_id, lease.job_id, cause))
     return tuple(sorted(found, key=lambda end: end.lease_id))
 
 
-def _cause(lease: Lease, incarnations: Mapping[str, str], now: Micros) -> EndCause | None:
+def _lost(lease: Lease, incarnations: Mapping[str, str]) -> EndCause | None:
     restarted = False
     for (node, _), granted_on in zip(lease.placement, lease.incarnations, strict=True):
         incarnation = incarnations.get(node)
         if incarnation is None:
             return EndCause.NODE_LOST
         restarted = restarted or incarnation != granted_on
-    if restarted:
-        return EndCause.NODE_RESTARTED
-    return EndCause.EXPIRED if lease.expires < now else None
+    return EndCause.NODE_RESTARTED if restarted else None

@@ -10,10 +10,13 @@ from itertools import chain
 from scheduler.core.budgets import Budgets, price_of
 from scheduler.core.cluster import Cluster
 from scheduler.core.ends import ends, living
+from scheduler.core.node_use import plus, times
 from scheduler.core.preemption import Eviction
 from scheduler.core.quota import NodeIndex, QuotaTree
+from scheduler.core.room import NOTHING
 from scheduler.core.snapshot import Snapshot
 from scheduler.core.types import (
+    Amounts,
     Claim,
     Grant,
     Lease,
@@ -25,7 +28,6 @@ from scheduler.core.types import (
     PriorityClass,
     Refuse,
     Request,
-    Resource,
     Shape,
     class_of,
 )
@@ -104,19 +106,29 @@ class State:
         return tree, tree.copy() if known == capacity else QuotaTree(snapshot.tree, queues, known, buckets=buckets)
 
     def _hold(self) -> None:
-        """Puts the leases into the cluster and the tree."""
-        used: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+        """Puts the leases into the cluster and the tree: those that hold the same of the same nodes for the same queue at once.
+
+        When each of them ends makes no difference here: that matters beside a reservation, and there is none yet.
+        """
+        first: dict[tuple[str, str, Placement, int, str | None], Lease] = {}
+        count: dict[tuple[str, str, Placement, int, str | None], int] = {}
         for lease in self.leases.values():
-            self.cluster.take_lease(lease)
-            amounts = used[lease.queue, lease.pool]
-            members, member = lease.shape.members, lease.shape.member
-            for resource in Resource:
-                amounts[resource] += members * member[resource]
+            alike = lease.queue, lease.pool, lease.placement, id(lease.shape), lease.preempted_for
+            if alike in count:
+                count[alike] += 1
+            else:
+                count[alike], first[alike] = 1, lease
+        used: defaultdict[tuple[str, str], Amounts] = defaultdict(lambda: NOTHING)
+        for alike, lease in first.items():
+            together = count[alike]
+            self.cluster.take(lease.placement, times(lease.shape.member, together), self.now, lease.preempted_for)
+            where = lease.queue, lease.pool
+            used[where] = plus(used[where], times(lease.shape.total, together))
             if lease.preempted_for is not None:
-                self.yielding[lease.preempted_for] += 1
+                self.yielding[lease.preempted_for] += together
                 self.yielding_on.update(name for name, _ in lease.placement)
-        for (queue, pool), (accelerators, cpu_millis, memory_mib) in used.items():
-            self.tree.add(self.tree.leaf(queue), pool, (accelerators, cpu_millis, memory_mib))
+        for (queue, pool), amounts in used.items():
+            self.tree.add(self.tree.leaf(queue), pool, amounts)
 
     # Asked by every step
 
