@@ -20,7 +20,7 @@ from scheduler.core.reasons import (
 )
 from scheduler.core.reservation import runs_into
 from scheduler.core.state import Demand, State
-from scheduler.core.types import Grant, Pool, Request, Waiting
+from scheduler.core.types import Grant, Pool, Request, Resource, Waiting
 from scheduler.core.usage import Short
 
 
@@ -60,6 +60,7 @@ class Explanation:
         self._not_reached = {group.key for group in not_reached}
         self._ahead = _Ahead(state.grants[start.grants :])
         self._found: dict[tuple[NodeIndex, Demand, int], _Found] = {}
+        self._lacking: dict[tuple[Demand, str], Resource | None] = {}
         self._shortages: dict[Demand, NoCapacity | Fragmented | None] = {}
         self._fits: dict[tuple[Demand, str, bool], bool] = {}
 
@@ -115,6 +116,13 @@ class Explanation:
             self._fits[asked] = self._state.cluster.fits(demand.shape, pool.name, lasting=lasting)
         return self._fits[asked]
 
+    def _lacks(self, demand: Demand, pool: Pool) -> Resource | None:
+        """What too little is free of in all."""
+        asked = demand, pool.name
+        if asked not in self._lacking:
+            self._lacking[asked] = self._state.cluster.short(demand.shape, pool.name)
+        return self._lacking[asked]
+
     def _shortage(self, demand: Demand) -> NoCapacity | Fragmented | None:
         if demand not in self._shortages:
             self._shortages[demand] = self._state.cluster.shortage(demand.shape)
@@ -128,7 +136,7 @@ class Explanation:
 
     def _fair_share(self, leaf: NodeIndex, demand: Demand, request: Request, pool: Pool) -> FairShare | None:
         """That there was room for it, and others got it. It would be placed in the pool."""
-        ahead = self._ahead.of(request.queue, demand.pools)
+        ahead = self._ahead.of(request.queue, demand)
         if ahead is None or not self._start.had_room(leaf, demand, request.run_micros):
             return None
         settled = self._state.usage.settled
@@ -139,7 +147,7 @@ class Explanation:
         tree, resource = short
         node = tree.limiting(leaf, pool.name, resource)
         # What the root has is the capacity, but for what others keep: where too little is free, that is what is said.
-        if node == ROOT and self._state.cluster.short(demand.shape, pool.name) is not None:
+        if node == ROOT and self._lacks(demand, pool) is not None:
             return None
         use = tree.of(node, pool.name, resource)
         return QuotaReached(
@@ -159,6 +167,8 @@ class _Ahead:
     def __init__(self, grants: Sequence[Grant]) -> None:
         self._last: dict[str, list[tuple[int, str]]] = {}
         """By pool: the number of the last grant and its queue, and the same of the last one of another queue than that."""
+        self._latest: dict[Demand, tuple[str, ...]] = {}
+        """The queues of these that the demand's pools know of, the last first."""
         for number, grant in enumerate(grants):
             queue = grant.request.queue
             last = self._last.setdefault(grant.pool, [])
@@ -166,7 +176,10 @@ class _Ahead:
                 last[1:] = [last[0]]
             last[:1] = [(number, queue)]
 
-    def of(self, queue: str, pools: Sequence[Pool]) -> str | None:
-        """The queue of the last grant in one of the pools to another than this one."""
-        found = (each for pool in pools for each in self._last.get(pool.name, ()) if each[1] != queue)
-        return max(found, default=(0, None))[1]
+    def of(self, queue: str, demand: Demand) -> str | None:
+        """The queue of the last grant in one of the demand's pools to another than this one."""
+        latest = self._latest.get(demand)
+        if latest is None:
+            granted = (each for pool in demand.pools for each in self._last.get(pool.name, ()))
+            latest = self._latest[demand] = tuple(dict.fromkeys(name for _, name in sorted(granted, reverse=True)))
+        return next((name for name in latest if name != queue), None)

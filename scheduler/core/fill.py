@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
-from scheduler.core.backlog import LineKey
 from scheduler.core.groups import Group
 from scheduler.core.order import FairOrder, Head
 from scheduler.core.quota import NodeIndex
@@ -144,6 +144,9 @@ class Pass:
         return True
 
 
+_LINE_KEY = attrgetter("line_key")
+
+
 class _Line:
     """The groups of one queue and class that are not parked, by their heads."""
 
@@ -152,7 +155,7 @@ class _Line:
     def __init__(self, state: State, leaf: NodeIndex, groups: Iterable[Group]) -> None:
         self._state = state
         self._leaf = leaf
-        self._line = sorted(groups, key=_line_key)
+        self._line = sorted(groups, key=_LINE_KEY)
         self._at = 0
         """What is before was chosen or passed."""
         self.passed: list[Group] = []
@@ -163,7 +166,7 @@ class _Line:
     def enter(self, group: Group) -> None:
         """The group has a head that was not looked at; or none, then it is left out."""
         if group.head is not None:
-            insort(self._line, group, lo=self._at, key=_line_key)
+            insort(self._line, group, lo=self._at, key=_LINE_KEY)
 
     def left(self) -> Iterable[Group]:
         """All that are not parked."""
@@ -194,10 +197,6 @@ class _Line:
             if state.affords(self._leaf, demand, run_micros, pool):
                 return pool
         return None
-
-
-def _line_key(group: Group) -> LineKey:
-    return group.line_key
 
 
 def _head(group: Group) -> Request:

@@ -94,10 +94,11 @@ class PoolRoom:
     def place(self, shape: Shape, *, lasting: bool) -> Placement | None:
         """All members, tightest first."""
         room, among = self._view(lasting=lasting), self._carrying(shape.labels)
+        if shape.topology is None:
+            taken = room.fill(shape.member, shape.members, among)
+            return self._named(taken) if sum(taken.values()) == shape.members else None
         if not room.fits(shape.member, shape.members, among):
             return None
-        if shape.topology is None:
-            return self._named(room.fill(shape.member, shape.members, among))
         level = self._level(shape.topology.level)
         counts = self._counts(room, shape, level, among)
         holding = [domain for domain in range(len(level.names)) if counts.slots[domain] >= shape.members]
