@@ -197,7 +197,7 @@ class Engine:
 
     def lose(self, pattern: str) -> None:
         """Living nodes of matching names fall silent; a round comes when they count as lost."""
-        names = {name for name in matching(self.world.nodes, pattern) if not self.world.lost(name)}
+        names = {name for name in matching(self.world.nodes, pattern) if not self.world.silent(name)}
         for name in names:
             self.world.put_node(replace(self.world.nodes[name], heartbeat=self.now))
         for run in self.runs.values():
@@ -212,7 +212,7 @@ class Engine:
         """Silent nodes of matching names are there again, started anew."""
         for name in matching(self.world.nodes, pattern):
             node = self.world.nodes[name]
-            if self.world.lost(name):
+            if self.world.silent(name):
                 self.world.put_node(replace(node, heartbeat=ALWAYS, incarnation=node.incarnation + "+"))
         self._capacity_changed()
         self.wake()
@@ -276,6 +276,10 @@ class Engine:
     def _run(self, job: Job, lease: Lease) -> None:
         run = Run(job, lease.lease_id, lease.granted, None, checkpointed=lease.checkpointed)
         self.runs[lease.lease_id] = run
+        if lease.granted == self.now and any(self.world.silent(name) for name, _ in lease.placement):
+            # Of that node's silence no round could know yet: nothing of the job starts, and its lease ends with the node.
+            run.stopped = self.now
+            return
         run.end = self.timeline.at(lease.granted + job.work, partial(self._finish, run))
         if job.checkpoint_every is not None and job.checkpoint_every < job.work:
             run.checkpoint = self.timeline.at(

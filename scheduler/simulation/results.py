@@ -225,7 +225,7 @@ class Recorder(Observer):
         total = 0
         for pool in self._world.pools:
             nodes = [node for node in self._world.nodes.values() if node.pool == pool.name]
-            alive = sum(node.total[self._resource] for node in nodes if not self._world.lost(node.name))
+            alive = sum(node.total[self._resource] for node in nodes if not self._world.silent(node.name))
             total += usable(tree, (pool.name, self._resource), alive)
         return total
 

@@ -44,7 +44,7 @@ def run_scenario(scenario: Scenario, observers: tuple[Observer, ...] = (), plann
         OverdrawnError: a plan spent what a budget has not.
     """
     limits = scenario.limits.limits()
-    world = World(tuple(pool.pool() for pool in scenario.pools), scenario.node_values(ALWAYS), limits.aging_micros)
+    world = World(tuple(pool.pool() for pool in scenario.pools), scenario.node_values(ALWAYS), limits)
     recorder = Recorder(scenario, world)
     engine = Engine(
         world,

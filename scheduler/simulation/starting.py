@@ -12,7 +12,7 @@ from scheduler.simulation.world import ALWAYS, World
 def world_of(snapshot: Snapshot, now: Micros, limits: Limits) -> World:
     """Its nodes, leases and what waits, as copies; nodes that live now go on living, and their leases are renewed."""
     nodes = (_alive(node, snapshot, now, limits) for node in snapshot.nodes)
-    world = World(snapshot.pools, nodes, limits.aging_micros, snapshot.requests, snapshot.jobs)
+    world = World(snapshot.pools, nodes, limits, snapshot.requests, snapshot.jobs)
     for lease in snapshot.leases:
         world.hold(lease if lease.expires < now else replace(lease, expires=ALWAYS))
     world.admitted.update(snapshot.admitted)

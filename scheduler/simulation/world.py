@@ -14,6 +14,7 @@ from scheduler.core.types import (
     Grant,
     GroupKey,
     Lease,
+    Limits,
     Micros,
     Node,
     Placement,
@@ -40,18 +41,19 @@ class World:
         self,
         pools: tuple[Pool, ...],
         nodes: Iterable[Node],
-        aging_micros: int,
+        limits: Limits,
         requests: Iterable[Request] = (),
         jobs: Iterable[QueuedJob] = (),
     ) -> None:
-        """Args: the cluster; `Limits.aging_micros`, by which lines are ordered; what waits already."""
+        """Args: the cluster; the limits that rounds are given; what waits already."""
         self.pools = pools
         self.nodes: dict[str, Node] = {node.name: node for node in nodes}
-        self.requests: Backlog[Request] = Backlog(requests, aging_micros=aging_micros)
-        self.jobs: Backlog[QueuedJob] = Backlog(jobs, aging_micros=aging_micros)
+        self.requests: Backlog[Request] = Backlog(requests, aging_micros=limits.aging_micros)
+        self.jobs: Backlog[QueuedJob] = Backlog(jobs, aging_micros=limits.aging_micros)
         self.leases: dict[str, Lease] = {}
         self.admitted: Counter[str] = Counter()
         self.carried_over: tuple[GroupKey, ...] = ()
+        self._node_lost_micros = limits.node_lost_micros
         self._free = {name: list(node.total) for name, node in self.nodes.items()}
         self._nodes: tuple[Node, ...] | None = None
 
@@ -77,9 +79,13 @@ class World:
         self.nodes[node.name] = node
         self._nodes = None
 
-    def lost(self, name: str) -> bool:
-        """Whether a node is silent."""
+    def silent(self, name: str) -> bool:
+        """Whether a node is not there, known to rounds or not."""
         return self.nodes[name].heartbeat != ALWAYS
+
+    def lost(self, name: str, now: Micros) -> bool:
+        """Whether a node has been silent for so long that rounds must know it. Until then they may grant on it."""
+        return now - self.nodes[name].heartbeat > self._node_lost_micros
 
     def hold(self, lease: Lease) -> None:
         """A lease exists; what it holds is taken.
@@ -113,7 +119,7 @@ class World:
         request = self.requests.get(grant.request.request_id)
         if request is None or request != replace(grant.request, claim=request.claim):
             raise BrokenPlanError(f"{grant.request.request_id} was granted as {grant.request}; what waits is {request}")
-        self._check_placement(request.shape, grant)
+        self._check_placement(request.shape, grant, now)
         self.requests.remove(request.request_id)
         lease = lease_of(grant, now, lease_micros=ALWAYS - now)
         self.hold(lease)
@@ -143,11 +149,11 @@ class World:
             raise BrokenPlanError(f"the plan speaks of request {request_id}, and none of that id waits")
         return request
 
-    def _check_placement(self, shape: Shape, grant: Grant) -> None:
+    def _check_placement(self, shape: Shape, grant: Grant, now: Micros) -> None:
         whole = sum(members for _, members in grant.placement) == shape.members
         for (name, _), incarnation in zip(grant.placement, grant.incarnations, strict=True):
             node = self.nodes[name]
-            if self.lost(name) or node.cordoned or node.pool != grant.pool or node.incarnation != incarnation:
+            if self.lost(name, now) or node.cordoned or node.pool != grant.pool or node.incarnation != incarnation:
                 raise BrokenPlanError(f"{grant.request.request_id} was granted on {node} as of pool {grant.pool}")
         if not whole:
             raise BrokenPlanError(f"{grant.request.request_id} was granted {grant.placement}; it has {shape.members} members")

@@ -117,6 +117,38 @@ def test_a_lost_node_is_noticed_later_and_its_work_goes_back_to_the_checkpoint()
     assert [results.shares.usable[index] for index in (0, -1)] == [32.0, 8.0]
 
 
+def test_a_gang_stops_with_the_first_of_its_nodes() -> None:
+    """Of three nodes it loses two, one after the other: its work ends with the first, its lease when that one is missed."""
+    load = [jobs(shape={"kind": "h100", "accelerators": 8, "members": 3}, checkpoint={"every": "10m"})]
+    changes = [
+        {"kind": "node_lost", "at": "25m", "nodes": "node-0001"},
+        {"kind": "node_lost", "at": "1510s", "nodes": "node-0000"},
+        {"kind": "node_back", "at": "40m", "nodes": "*"},
+    ]
+    results, happened = _run(load=load, changes=changes, limits={"node_lost": "15s"})
+    # The second was granted on the other silent node before that one was missed, and did nothing.
+    first, _, last = [lease for _, lease in happened.leases]
+    assert {name for name, _ in first.placement} == {"node-0000", "node-0001", "node-0002"}
+    assert happened.stops[0][0] - START == 25 * MINUTE + 15 * SECOND + 1 + 5_000
+    # It began 5 ms after the start, so its second checkpoint came 5 ms after the twentieth minute.
+    assert happened.lost_ms.total() == 24 * (5 * 60_000 - 5)
+    assert last.run_micros == HOUR - 20 * MINUTE
+    assert results.finished == 1
+
+
+def test_what_is_granted_on_a_node_that_just_fell_silent_never_starts() -> None:
+    """No round can know yet; so the grant is no fault of the plan, and ends with the node, with nothing done or lost."""
+    load = [jobs(shape={"kind": "h100", "accelerators": 8}, start="10m", checkpoint={"every": "1s"})]
+    changes = [{"kind": "node_lost", "at": "595s", "nodes": "*"}, {"kind": "node_back", "at": "20m", "nodes": "*"}]
+    results, happened = _run(load=load, changes=changes, limits={"node_lost": "15s"})
+    first, second = [lease for _, lease in happened.leases]
+    assert first.granted - START == 10 * MINUTE + 5_000
+    assert happened.stops[0][0] - START == 610 * SECOND + 1 + 5_000
+    assert happened.lost_ms.total() == 0
+    assert (second.granted - START, second.run_micros) == (20 * MINUTE + 5_000, HOUR)
+    assert results.finished == 1
+
+
 def test_a_node_that_returns_before_it_was_missed_ends_what_it_ran() -> None:
     changes = [{"kind": "node_lost", "at": "25m", "nodes": "*"}, {"kind": "node_back", "at": "1505s", "nodes": "*"}]
     results, happened = _run(changes=changes)
@@ -257,7 +289,7 @@ def _moved_to_first(snapshot: Snapshot, now: Micros, limits: Limits) -> Plan:
 )
 def test_a_plan_that_places_where_it_must_not_is_caught(changes: list[dict[str, Any]], what: str) -> None:
     with pytest.raises(BrokenPlanError, match=what):
-        run_scenario(scenario(load=[jobs(count=9)], changes=changes), (), _moved_to_first)
+        run_scenario(scenario(load=[jobs(count=9, start="1m")], changes=changes), (), _moved_to_first)
 
 
 def test_a_plan_that_spends_what_is_not_there_is_caught() -> None:
