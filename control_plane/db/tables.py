@@ -99,7 +99,14 @@ jobs = Table(
         ),
     ),
     CheckConstraint("(ended_at IS NOT NULL) = (state IN ('SUCCEEDED','FAILED','CANCELLED'))", name="ended"),
-    Index("ix_jobs_queued", text("priority DESC"), "created_at", "job_id", postgresql_where=text("state = 'QUEUED'")),
+    Index(
+        "ix_jobs_lines",
+        "project",
+        "shape",
+        "priority",
+        postgresql_include=["type", "created_at", "job_id"],
+        postgresql_where=text("state = 'QUEUED'"),
+    ),
     Index("ix_jobs_open", "project", postgresql_where=text("state IN ('STARTING','RUNNING','PAUSING','PAUSED','CANCELLING')")),
     Index("ix_jobs_listing", "project", text("created_at DESC"), text("job_id DESC")),
     Index(
