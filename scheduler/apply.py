@@ -106,7 +106,10 @@ _REVIVED = text(
     ORDER BY lease_id FOR UPDATE
     """
 )
-_INCARNATIONS = text("SELECT name, incarnation::text FROM workers WHERE name = ANY(CAST(:names AS text[]))")
+# One that was taken out of service meanwhile takes nothing new.
+_INCARNATIONS = text(
+    "SELECT name, incarnation::text FROM workers WHERE name = ANY(CAST(:names AS text[])) AND NOT cordoned AND NOT draining"
+)
 _GRANT = text(
     """
     UPDATE leases

@@ -238,6 +238,30 @@ async def test_a_request_withdrawn_while_the_round_was_planned_moves_no_attempt(
     assert await world.rows(SENT, id=job_id) == []
 
 
+@pytest.mark.parametrize("flag", ["cordoned", "draining"])
+async def test_a_grant_does_not_land_on_a_node_taken_out_of_service_while_the_round_was_planned(
+    world: World, leader: Leadership, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    await world.worker()
+    job_id = await world.job(state="RUNNING")
+    lease_id = await world.request(job_id)
+    read = SnapshotReader.read
+
+    async def read_then_cordon(reader: SnapshotReader) -> Reading:
+        reading = await read(reader)
+        await world.execute(f"UPDATE workers SET {flag} = true")  # noqa: S608 - the test's own words
+        return reading
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SnapshotReader, "read", read_then_cordon)
+        await rounds_of(world, leader).round()
+    assert (await world.row(LEASE, id=lease_id)).state == "REQUESTED"
+    assert await world.rows(SENT, id=job_id) == []
+    await world.execute(f"UPDATE workers SET {flag} = false")  # noqa: S608 - the test's own words
+    await rounds_of(world, leader).round()
+    assert (await world.row(LEASE, id=lease_id)).state == "GRANTED"
+
+
 async def test_a_job_that_is_being_stopped_is_given_nothing(world: World, leader: Leadership) -> None:
     await world.worker()
     lease_id = await world.request(await world.job(state="CANCELLING"))
