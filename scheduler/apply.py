@@ -91,7 +91,7 @@ _LOCK_JOBS = text(
     """
 )
 _LEASES = text(
-    "SELECT lease_id::text, state, phase, preempted_at IS NOT NULL AS preempted FROM leases"
+    "SELECT lease_id::text, state, phase, preempted_for IS NOT NULL AS preempted FROM leases"
     " WHERE lease_id = ANY(CAST(:ids AS uuid[]))"
 )
 # Silence is counted as in the core: from the database's start at the earliest.
@@ -123,9 +123,11 @@ _GRANT = text(
     WHERE leases.lease_id = given.lease_id
     """
 )
+# One that was asked to leave its node has no more time for it.
 _PREEMPT = text(
     """
-    UPDATE leases SET preempted_for = given.request_id, preempted_at = now(), preempted_ms = given.lost_ms
+    UPDATE leases
+    SET preempted_for = given.request_id, preempted_at = coalesce(preempted_at, now()), preempted_ms = given.lost_ms
     FROM unnest(CAST(:lease_ids AS uuid[]), CAST(:request_ids AS uuid[]), CAST(:lost_ms AS bigint[]))
         AS given (lease_id, request_id, lost_ms)
     WHERE leases.lease_id = given.lease_id

@@ -31,7 +31,7 @@ _HOUR_MS = 3_600_000
 _PREEMPTED = text(
     """
     SELECT (extract(epoch FROM preempted_at) * 1000000)::bigint AS at, preempted_ms AS lost_ms FROM leases
-    WHERE preempted_at > now() - interval '1 hour' ORDER BY preempted_at
+    WHERE preempted_at > now() - interval '1 hour' AND preempted_for IS NOT NULL ORDER BY preempted_at
     """
 )
 
