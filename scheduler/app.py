@@ -24,6 +24,7 @@ from headway_client.health import HealthServer, serve_health
 from headway_client.telemetry import configure
 from scheduler import failpoints
 from scheduler.dispatch import Dispatcher
+from scheduler.drain import Drain
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
 from scheduler.reconcile import Reconciler
@@ -96,6 +97,7 @@ async def _run(
         rounds = RoundLoop(engine, leadership, rules, dispatch_now)
         dispatcher = Dispatcher(engine, client, leadership, rules.poll_seconds)
         reconciler = Reconciler(engine, client, leadership, _RECONCILE_SECONDS)
+        drain = Drain(engine, leadership, rules.poll_seconds)
 
         async def campaign() -> float:
             led = leadership.epoch is not None
@@ -116,6 +118,7 @@ async def _run(
                 group.create_task(repeat("round", rounds.round, plan_now, coalesce_seconds=rules.round_coalesce_ms / 1000)),
                 group.create_task(repeat("dispatch", dispatcher.drain, dispatch_now)),
                 group.create_task(repeat("reconcile", reconciler.reconcile, reconcile_now)),
+                group.create_task(repeat("drain", drain.ask, asyncio.Event())),
             ]
             await stopped.wait()
             _log.info("scheduler.stopping")

@@ -19,7 +19,7 @@ from control_plane.jobs.states import JobPhase, JobState
 from scheduler.core.types import Resource, Shape
 
 _KNOWN = text("SELECT lease_id::text, job_id::text FROM leases WHERE lease_id = ANY(CAST(:lease_ids AS uuid[]))")
-# A job that asks again after its last lease was preempted goes on from where that one stood.
+# A job that asks again after its last lease was asked to yield goes on from where that one stood.
 _STORE = text(
     """
     INSERT INTO leases (
@@ -30,7 +30,7 @@ _STORE = text(
         memory_mib, members, spot, labels::jsonb, topology::jsonb,
         coalesce(
             (
-                SELECT CASE WHEN preempted_for IS NOT NULL AND outcome <> 'completed' THEN waiting_since END FROM leases AS last
+                SELECT CASE WHEN preempted_at IS NOT NULL AND outcome <> 'completed' THEN waiting_since END FROM leases AS last
                 WHERE last.job_id = given.job_id AND state = 'ENDED' AND granted_at IS NOT NULL
                 ORDER BY ended_at DESC LIMIT 1
             ),

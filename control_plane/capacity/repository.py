@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Text
 
 from control_plane.db.events import notify
-from control_plane.db.tables import CHANNEL_SCHEDULER, workers
+from control_plane.db.tables import CHANNEL_SCHEDULER, leases, workers
 from control_plane.errors import Reason, RefusedError
 
 _JOBS_NAMED = 20
@@ -138,6 +138,12 @@ async def set_service(connection: AsyncConnection, name: str, *, cordoned: bool,
 async def leases_on(connection: AsyncConnection, name: str) -> list[tuple[str, str]]:
     """Ids of the leases that a worker holds, and of their jobs."""
     return [(row.lease_id, row.job_id) for row in await connection.execute(_LEASES_ON, {"node": name})]
+
+
+async def begin_to_yield(connection: AsyncConnection, lease_ids: Sequence[str]) -> None:
+    """Notes since when leases are asked to yield, where it is not noted. The caller holds their jobs locked."""
+    asked = update(leases).where(leases.c.lease_id.in_(lease_ids), leases.c.preempted_at.is_(None))
+    await connection.execute(asked.values(preempted_at=func.now()))
 
 
 async def delete_worker(connection: AsyncConnection, name: str) -> None:

@@ -262,7 +262,8 @@ leases = Table(
     Column("expires_at", DateTime(timezone=True)),
     # When its work was last safe.
     Column("checkpointed_at", DateTime(timezone=True)),
-    # Set when it is asked to yield: to which request, when, and the work at stake, in accelerator-milliseconds.
+    # Set when it is asked to yield: to which request, when, and the work at stake, in accelerator-milliseconds. To none:
+    # because its node is drained.
     Column("preempted_for", UUID(as_uuid=False)),
     Column("preempted_at", DateTime(timezone=True)),
     Column("preempted_ms", BigInteger, nullable=False, server_default="0"),

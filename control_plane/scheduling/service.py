@@ -54,6 +54,8 @@ async def drain(connection: AsyncConnection, node: str, reason: str) -> Drained:
         return Drained(0, 0)
     job_ids = tuple(sorted({job_id for _, job_id in held}))
     outcomes = await steer(connection, PREEMPT, Selection(job_ids=job_ids), reason or f"node {node} is being drained")
+    # Their time to yield begins; whoever is found on the node later is asked by the scheduler.
+    await repository.begin_to_yield(connection, [lease_id for lease_id, _ in held])
     return Drained(sum(outcome.changed for outcome in outcomes.jobs), len(held))
 
 

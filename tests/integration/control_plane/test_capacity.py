@@ -116,10 +116,17 @@ async def test_a_drained_node_asks_each_of_its_jobs_once_to_leave(api: Api) -> N
             scheduler_pb.DrainNodeRequest(request_id=new_id(), node="n1", reason="a fan is loud")
         )
         assert (drained.leases_asked, drained.leases_held) == (asked, 1)
-        assert (drained.node.cordoned, drained.node.draining) == (True, True)
+        assert (drained.node.cordoned, drained.node.draining, drained.node.leases_held) == (True, True, 1)
     told = await api.sql("SELECT job_id::text, payload ->> 'reason' FROM outbox WHERE kind = 'signal_preempt'")
     assert told == [(on_both, "a fan is loud")]
+    # Its time to leave has begun, and only its.
+    assert await api.sql("SELECT lease_id::text FROM leases WHERE preempted_at IS NOT NULL") == [(first,)]
     assert (await api.get(elsewhere)).state == job_pb2.JOB_STATE_RUNNING
+    await api.sql("UPDATE leases SET state = 'ENDED', ended_at = now() WHERE lease_id = :lease_id", lease_id=first)
+    assert {name: (found.draining, found.leases_held) for name, found in (await workers(api)).items()} == {
+        "n1": (True, 0),
+        "n2": (False, 1),
+    }
 
 
 async def test_a_node_that_holds_leases_is_not_deleted(api: Api) -> None:
