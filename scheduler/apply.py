@@ -29,7 +29,7 @@ from scheduler.core.types import Grant, Micros, Plan, Pool, Preempt, QueuedJob, 
 from scheduler.core.words import words
 from scheduler.spans import decided
 from scheduler.tree import scopes_above
-from workers.workflows.contracts import LeaseEnd, LeaseGrant, PreemptOrder
+from workers.workflows.contracts import LeaseEnd, LeaseGrant, MembersOnNode, PreemptOrder
 
 _T = TypeVar("_T")
 
@@ -306,6 +306,7 @@ class Writer:
             worker=worker,
             accelerators=request.shape.accelerators,
             accelerator_kind=self._pools[grant.pool].kind,
+            placement=tuple(MembersOnNode(node=node, members=members) for node, members in grant.placement),
         )
         attributes = {"headway.attempt": attempt, "headway.worker": worker}
         parent = self._decided("scheduler.grant", request.job_id, attributes)

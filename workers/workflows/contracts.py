@@ -36,6 +36,15 @@ class JobInput(_Message):
     """The pause that held when this workflow began; 0: none."""
 
 
+class MembersOnNode(_Message):
+    """Part of where a lease is placed."""
+
+    node: str
+    """Name of the GPU worker."""
+    members: int
+    """Members of the gang on it, each with an equal part of the lease's accelerators."""
+
+
 class LeaseGrant(_Message):
     """Signal `lease_granted`: a lease asked for is held from now on."""
 
@@ -43,9 +52,12 @@ class LeaseGrant(_Message):
     attempt: int
     """The job's attempt from now on; every write under the lease names it."""
     worker: str
-    """Name of the GPU worker whose accelerators are held; the phase runs on that worker's task queue."""
+    """Name of the GPU worker that the first member is on; the phase runs on that worker's task queue."""
     accelerators: int
+    """Of all members."""
     accelerator_kind: str
+    placement: tuple[MembersOnNode, ...] = ()
+    """Where the members are, in order of node; empty in grants from before gangs: one member, on `worker`."""
 
 
 class LeaseEnd(_Message):

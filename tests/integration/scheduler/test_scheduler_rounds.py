@@ -18,6 +18,7 @@ from scheduler.core.types import Limits, Micros, Plan
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop, plan
 from scheduler.snapshot import Reading, SnapshotReader
+from workers.workflows.contracts import LeaseGrant
 
 LEASE = "SELECT * FROM leases WHERE lease_id = :id"
 JOB = "SELECT * FROM jobs WHERE job_id = :id"
@@ -89,8 +90,24 @@ async def test_a_grant_is_the_next_attempt_and_one_signal(world: World, leader: 
         "worker": "gpu-1",
         "accelerators": 2,
         "accelerator_kind": "h100",
+        "placement": [{"node": "gpu-1", "members": 1}],
     }
     assert TRACE_ID in signal.trace_parent
+
+
+async def test_a_grant_names_every_node_of_a_gang(world: World, leader: Leadership) -> None:
+    for name in ("gpu-1", "gpu-2"):
+        await world.worker(name, accelerators=2, kind="h100")
+    job_id = await world.job(state="RUNNING")
+    lease_id = await world.request(job_id, accelerators=1, kind="h100")
+    await world.execute("UPDATE leases SET members = 3 WHERE lease_id = :id", id=lease_id)
+    await rounds_of(world, leader).round()
+    (signal,) = await world.rows(SENT, id=job_id)
+    grant = LeaseGrant.model_validate(signal.payload)
+    assert [(part.node, part.members) for part in grant.placement] == [("gpu-1", 2), ("gpu-2", 1)]
+    assert (grant.worker, grant.accelerators) == ("gpu-1", 3)
+    (event,) = await world.rows("SELECT detail FROM job_events WHERE job_id = :id AND type = 'LEASE_GRANTED'", id=job_id)
+    assert event.detail["placement"] == [["gpu-1", 2], ["gpu-2", 1]]
 
 
 async def test_what_waits_says_why_and_only_once(world: World, leader: Leadership) -> None:
