@@ -250,6 +250,10 @@ class SchedulerSettings(_Section):
     """Most work since its last checkpoint that preemption may throw away in an hour."""
     recheck_seconds: Seconds = 600.0
     """How often the leader reads everything anew, and holds what it knew against that."""
+    reason_history_days: float = Field(default=30.0, gt=0)
+    """How long it is remembered why something waited, after something else held. What still holds is kept."""
+    round_records_days: float = Field(default=30.0, gt=0)
+    """How long the records of rounds are kept."""
     failpoint: str = ""
     """For tests of crashes: where the process ends as in a power cut; empty: nowhere."""
 

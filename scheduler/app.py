@@ -27,6 +27,7 @@ from scheduler.dispatch import Dispatcher
 from scheduler.drain import Drain
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
+from scheduler.prune import Pruner
 from scheduler.reconcile import Reconciler
 from scheduler.repeat import DATABASE_ERRORS, repeat
 
@@ -98,6 +99,7 @@ async def _run(
         dispatcher = Dispatcher(engine, client, leadership, rules.poll_seconds)
         reconciler = Reconciler(engine, client, leadership, _RECONCILE_SECONDS)
         drain = Drain(engine, leadership, rules.poll_seconds)
+        pruner = Pruner(engine, leadership, rules)
 
         async def campaign() -> float:
             led = leadership.epoch is not None
@@ -119,6 +121,7 @@ async def _run(
                 group.create_task(repeat("dispatch", dispatcher.drain, dispatch_now)),
                 group.create_task(repeat("reconcile", reconciler.reconcile, reconcile_now)),
                 group.create_task(repeat("drain", drain.ask, asyncio.Event())),
+                group.create_task(repeat("prune", pruner.prune, asyncio.Event())),
             ]
             await stopped.wait()
             _log.info("scheduler.stopping")
