@@ -257,7 +257,7 @@ def _add_services(
         IdentityServicer(engine, cursors, AttemptTokens(secret_key), identity.attempt_token_seconds), server
     )
     project_service_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectServicer(engine, cursors), server)
-    quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(engine, cursors), server)
+    quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(engine, cursors, settings.prices.currency), server)
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(engine, cursors, store), server)
     scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(engine, cursors, foresight), server)
     webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(

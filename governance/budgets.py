@@ -77,18 +77,20 @@ class Budget:
             name(self.scope.name, "scope", 64)
         if (self.span is not None) != (self.period is PeriodKind.ONE_OFF):
             raise InvalidValueError(
-                "period", f"is {self.period}; expected starts_at and ends_at with ONE_OFF, and only with it"
+                "period", f"is {self.period}; expected start_time and end_time with ONE_OFF, and only with it"
             )
         if not self.hard:
-            raise InvalidValueError("hard", "limits nothing; expected money, accelerator time or both")
+            raise InvalidValueError("hard_limit", "limits nothing; expected money, accelerator time or both")
         for book, field in ((Book.MONEY, "micros"), (Book.ACCELERATOR_TIME, "accelerator_ms")):
             hard, soft = self.hard.of(book), self.soft.of(book)
             if hard is not None:
-                whole(hard, f"hard.{field}", 1, LIMIT_MAX)
+                whole(hard, f"hard_limit.{field}", 1, LIMIT_MAX)
             if soft is not None:
                 if hard is None:
-                    raise InvalidValueError(f"soft.{field}", f"is set and hard.{field} is not; expected both or neither")
-                whole(soft, f"soft.{field}", 1, hard)
+                    raise InvalidValueError(
+                        f"soft_limit.{field}", f"is set and hard_limit.{field} is not; expected both or neither"
+                    )
+                whole(soft, f"soft_limit.{field}", 1, hard)
         if len(self.alert_percents) > LEVELS_MAX:
             raise InvalidValueError("alert_percents", f"has {len(self.alert_percents)}; expected at most {LEVELS_MAX}")
         for index, percent in enumerate(self.alert_percents):
@@ -96,7 +98,7 @@ class Budget:
             if percent in self.alert_percents[:index]:
                 raise InvalidValueError(f"alert_percents[{index}]", f"is {percent} again; expected each once")
         if self.scope.kind is ScopeKind.PROJECT and self.notified_project not in (None, self.scope.name):
-            raise InvalidValueError("notified_project", "is another project; expected none: a project hears of its own budget")
+            raise InvalidValueError("alert_project", "is another project; expected none: a project hears of its own budget")
 
     def period_at(self, at: datetime) -> Period | None:
         """The period that a moment lies in; None: outside a one-off's span."""
@@ -124,8 +126,8 @@ def span(starts_at: datetime | None, ends_at: datetime | None) -> Period | None:
     if starts_at is None and ends_at is None:
         return None
     if starts_at is None or ends_at is None:
-        missing = "starts_at" if starts_at is None else "ends_at"
-        raise InvalidValueError(missing, "is missing; expected starts_at and ends_at, or neither")
+        missing = "start_time" if starts_at is None else "end_time"
+        raise InvalidValueError(missing, "is missing; expected start_time and end_time, or neither")
     return one_off(starts_at, ends_at)
 
 

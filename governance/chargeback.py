@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from governance.costs import HOUR_MS
+from governance.estimates import NOTHING_COMPARED, Comparison
 from governance.values import Amounts, total
 
 _MICRO = 1_000_000
@@ -25,7 +26,8 @@ class Dimension(StrEnum):
     USER = "user"
     MODEL = "model"
     JOB_TYPE = "job_type"
-    PERIOD = "period"
+    MONTH = "month"
+    """The calendar month of the grant, in UTC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class ChargebackRow:
     charged: Amounts
     open_reservations: int = 0
     """Of the leases, those that have not ended: what they will be charged is not in here."""
+    estimates: Comparison = NOTHING_COMPARED
+    """Of the jobs whose first lease is among the leases, with all their leases: each job is in one row of one stretch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,17 @@ class Chargeback:
     def charged(self) -> Amounts:
         """The sum of all rows."""
         return total(row.charged for row in self.rows)
+
+    @property
+    def sums(self) -> ChargebackRow:
+        """All rows as one, whose keys are "total"."""
+        return ChargebackRow(
+            keys=("total",) * len(self.dimensions),
+            leases=sum(row.leases for row in self.rows),
+            charged=self.charged,
+            open_reservations=sum(row.open_reservations for row in self.rows),
+            estimates=sum((row.estimates for row in self.rows), start=Comparison()),
+        )
 
 
 def money(micros: int) -> str:
@@ -75,22 +90,9 @@ def to_csv(report: Chargeback) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     keys = [str(dimension) for dimension in report.dimensions]
-    writer.writerow([*keys, "leases", "open", "accelerator_ms", "gpu_hours", "micros", "money", "currency"])
-    for row in (*report.rows, _sum(report)):
-        cells = [_harmless(key) for key in row.keys]
-        charged = row.charged
-        writer.writerow(
-            [
-                *cells,
-                row.leases,
-                row.open_reservations,
-                charged.accelerator_ms,
-                hours(charged.accelerator_ms),
-                charged.micros,
-                money(charged.micros),
-                report.currency,
-            ]
-        )
+    writer.writerow([*keys, *_numbers(report.sums), "currency"])
+    for row in (*report.rows, report.sums):
+        writer.writerow([*map(_harmless, row.keys), *_numbers(row).values(), report.currency])
     return out.getvalue()
 
 
@@ -105,17 +107,8 @@ def to_json(report: Chargeback) -> str:
             "end": report.end.isoformat(),
             "currency": report.currency,
             "rows": [dict(zip(map(str, report.dimensions), row.keys, strict=True)) | _numbers(row) for row in report.rows],
-            "total": _numbers(_sum(report)),
+            "total": _numbers(report.sums),
         }
-    )
-
-
-def _sum(report: Chargeback) -> ChargebackRow:
-    return ChargebackRow(
-        keys=("total",) * len(report.dimensions),
-        leases=sum(row.leases for row in report.rows),
-        charged=report.charged,
-        open_reservations=sum(row.open_reservations for row in report.rows),
     )
 
 
@@ -127,6 +120,12 @@ def _numbers(row: ChargebackRow) -> dict[str, int | str]:
         "gpu_hours": hours(row.charged.accelerator_ms),
         "micros": row.charged.micros,
         "money": money(row.charged.micros),
+        "estimated_jobs": row.estimates.jobs,
+        "estimated_jobs_open": row.estimates.open_jobs,
+        "estimated_micros_low": row.estimates.estimate.low,
+        "estimated_micros_high": row.estimates.estimate.high,
+        "estimated_jobs_micros": row.estimates.charged_micros,
+        "variance_micros": row.estimates.variance_micros,
     }
 
 

@@ -38,3 +38,33 @@ def variance(estimate: Range, actual: int) -> Variance:
     nearest = min(max(actual, estimate.low), estimate.high)
     high = estimate.high
     return Variance(actual - nearest, None if high == 0 else (200 * actual + high) // (2 * high))
+
+
+_NOTHING = Range(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What jobs that have an estimate were foretold to cost and did cost, in millionths of the currency."""
+
+    jobs: int = 0
+    open_jobs: int = 0
+    """Of them, those that have leases running: what they cost is not final."""
+    estimate: Range = _NOTHING
+    """The sum of their estimates."""
+    charged_micros: int = 0
+    """With all their leases, so far."""
+
+    def __add__(self, other: Comparison) -> Comparison:
+        estimate = Range(self.estimate.low + other.estimate.low, self.estimate.high + other.estimate.high)
+        charged = self.charged_micros + other.charged_micros
+        return Comparison(self.jobs + other.jobs, self.open_jobs + other.open_jobs, estimate, charged)
+
+    @property
+    def variance_micros(self) -> int:
+        """What they cost minus the nearer end of the sum: 0 within it."""
+        return variance(self.estimate, self.charged_micros).difference
+
+
+NOTHING_COMPARED = Comparison()
+"""No jobs."""

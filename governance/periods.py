@@ -57,9 +57,9 @@ def one_off(start: datetime, end: datetime) -> Period:
     Raises:
         InvalidValueError: a moment has no time zone, or the end is not after the start.
     """
-    begins, ends = in_utc(start, "starts_at"), in_utc(end, "ends_at")
+    begins, ends = in_utc(start, "start_time"), in_utc(end, "end_time")
     if ends <= begins:
-        raise InvalidValueError("ends_at", f"is {ends.isoformat()}; expected later than starts_at, {begins.isoformat()}")
+        raise InvalidValueError("end_time", f"is {ends.isoformat()}; expected later than start_time, {begins.isoformat()}")
     return Period(PeriodKind.ONE_OFF, begins, ends)
 
 

@@ -30,11 +30,11 @@ class Price:
     """Millionths of the currency for one accelerator-hour; 0: it costs nothing."""
 
     def __post_init__(self) -> None:
-        name(self.kind, "kind", 32)
+        name(self.kind, "accelerator_kind", 32)
         if self.kind == "any":
-            raise InvalidValueError("kind", 'is "any", which is no kind of its own; expected the kind of a pool')
+            raise InvalidValueError("accelerator_kind", 'is "any", which is no kind of its own; expected the kind of a pool')
         whole(self.micros_per_hour, "micros_per_hour", 0, PRICE_MAX)
-        in_utc(self.valid_from, "valid_from")
+        in_utc(self.valid_from, "start_time")
 
 
 def price_at(prices: Iterable[Price], kind: str, spot: bool, at: datetime) -> Price | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import RowMapping, func, select, text
+from sqlalchemy import RowMapping, delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -13,7 +13,7 @@ from control_plane.budgets.refusals import refused_as
 from control_plane.db.budget_tables import prices
 from control_plane.db.events import notify
 from control_plane.db.tables import CHANNEL_SCHEDULER
-from control_plane.errors import invalid_field
+from control_plane.errors import Reason, RefusedError, invalid_field
 from control_plane.jobs.planning import PriceList
 from governance.prices import Price
 
@@ -46,7 +46,7 @@ async def set_price(
         price = Price(kind, spot, now if valid_from is None else valid_from, micros_per_hour)
     if price.valid_from < now:
         raise invalid_field(
-            "price.valid_from",
+            "price.start_time",
             f"is {price.valid_from.isoformat()}; expected nothing, or a time from now on ({now.isoformat()})",
         )
     values = {"micros_per_hour": micros_per_hour, "setter": setter}
@@ -58,6 +58,26 @@ async def set_price(
     )
     await notify(connection, CHANNEL_SCHEDULER)
     return made.mappings().one()
+
+
+async def remove_price(connection: AsyncConnection, kind: str, spot: bool, valid_from: datetime) -> None:
+    """Takes back a price that has not come into force.
+
+    Raises:
+        RefusedError: there is no such price, or leases may have been charged by it.
+    """
+    named = (prices.c.kind == kind, prices.c.spot == spot, prices.c.valid_from == valid_from)
+    removed = await connection.execute(delete(prices).where(*named, prices.c.valid_from > func.now()))
+    if removed.rowcount == 0:
+        said = f"price of {kind}{' on spot' if spot else ''} from {valid_from.isoformat()}"
+        if (await connection.execute(select(prices.c.kind).where(*named))).first() is None:
+            raise RefusedError(Reason.RESOURCE_NOT_FOUND, f"there is no {said}", {"name": kind})
+        raise RefusedError(
+            Reason.STILL_NEEDED,
+            f"the {said} is in force, or was: leases are charged by it; set another, which takes over from now on",
+            {"accelerator_kind": kind},
+        )
+    await notify(connection, CHANNEL_SCHEDULER)
 
 
 async def list_prices(

@@ -11,7 +11,7 @@ from governance.values import InvalidValueError
 
 @contextmanager
 def refused_as(path: str) -> Generator[None]:
-    """Inside, a value that breaks its limits is refused as a field below `path`.
+    """Inside, a value that breaks its limits is refused as a field below `path`, which may be empty.
 
     Raises:
         RefusedError: it did; the field is named.
@@ -19,4 +19,4 @@ def refused_as(path: str) -> Generator[None]:
     try:
         yield
     except InvalidValueError as error:
-        raise invalid_field(f"{path}.{error.field}", error.description) from None
+        raise invalid_field(f"{path}.{error.field}" if path else error.field, error.description) from None

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.budgets.ledgers import budget_of
 from governance.budgets import Budget, HeldReservation, Scope, ScopeKind, Standing, standing, uncovered
+from governance.periods import Period
 from governance.values import Amounts
 
 # Of a scope's ledgers, the one of the budget's own kind of period that runs now.
@@ -52,6 +53,8 @@ class BudgetState:
     spent: Amounts
     reserved: Amounts
     standing: Standing
+    period: Period | None
+    """That which runs; None: outside a one-off's span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ async def read_states(connection: AsyncConnection, scopes: Sequence[Scope] | Non
         opened = row["ledger_id"] is not None
         spent = Amounts(row["spent_micros"], row["spent_ms"]) if opened else Amounts()
         reserved = Amounts(row["reserved_micros"], row["reserved_ms"]) if opened else Amounts()
-        states.append(BudgetState(budget, row["version"], spent, reserved, standing(budget, spent + reserved, now)))
+        stands = standing(budget, spent + reserved, now)
+        states.append(BudgetState(budget, row["version"], spent, reserved, stands, budget.period_at(now)))
     return states
 
 

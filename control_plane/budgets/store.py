@@ -105,7 +105,7 @@ async def remove_budget(connection: AsyncConnection, scope: Scope, version: int 
     """
     before = await _lock(connection, scope, version)
     if before is None:
-        raise _not_found(scope)
+        raise no_budget(scope)
     await connection.execute(delete(budgets).where(*_is(scope)))
     now, _ = await read_budgets(connection, [scope])
     if (period := before.period_at(now)) is not None:
@@ -121,24 +121,30 @@ async def get_budget(connection: AsyncConnection, scope: Scope) -> RowMapping:
     """
     row = (await connection.execute(select(budgets).where(*_is(scope)))).mappings().one_or_none()
     if row is None:
-        raise _not_found(scope)
+        raise no_budget(scope)
     return row
 
 
 async def list_budgets(
-    connection: AsyncConnection, visible_projects: frozenset[str] | None, after: tuple[str, str], limit: int
+    connection: AsyncConnection,
+    visible_projects: frozenset[str] | None,
+    visible_teams: frozenset[str] | None,
+    after: tuple[str, str],
+    limit: int,
 ) -> Sequence[RowMapping]:
     """Budgets by kind and name of their scope, those after `after`.
 
     Args:
         connection: a connection.
-        visible_projects: budgets of other projects are left out, those of teams and the organisation are not; None: all.
+        visible_projects: budgets of other projects are left out; None: none is.
+        visible_teams: those of other teams are left out; None: none is. The organisation's is not.
         after: kind and name; ("", "") from the beginning.
         limit: the most of them.
     """
     query = select(budgets).where(tuple_(budgets.c.kind, budgets.c.scope) > after)
-    if visible_projects is not None:
-        query = query.where((budgets.c.kind != str(ScopeKind.PROJECT)) | budgets.c.scope.in_(visible_projects))
+    for kind, names in ((ScopeKind.PROJECT, visible_projects), (ScopeKind.TEAM, visible_teams)):
+        if names is not None:
+            query = query.where((budgets.c.kind != str(kind)) | budgets.c.scope.in_(names))
     return (await connection.execute(query.order_by(budgets.c.kind, budgets.c.scope).limit(limit))).mappings().all()
 
 
@@ -212,5 +218,6 @@ def _is(scope: Scope) -> tuple[Any, Any]:
     return budgets.c.kind == str(scope.kind), budgets.c.scope == scope.name
 
 
-def _not_found(scope: Scope) -> RefusedError:
+def no_budget(scope: Scope) -> RefusedError:
+    """The refusal of whoever asks for a budget that is not there."""
     return RefusedError(Reason.RESOURCE_NOT_FOUND, f"{scope} has no budget: it may spend what it likes", {"name": scope.name})

@@ -159,6 +159,7 @@ ledger_entries = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     CheckConstraint("micros <> 0 OR accelerator_ms <> 0", name="moves"),
     Index("ix_ledger_entries_transaction", "reference", "kind", "ledger_id", "account", unique=True),
+    Index("ix_ledger_entries_listing", "ledger_id", "entry_id"),
 )
 
 # What was set aside for a lease when it was granted, and by what.

@@ -1,4 +1,4 @@
-"""QuotaService: the quota tree as it was set, usage as settled by the leases."""
+"""QuotaService: the quota tree as it was set, usage as settled by the leases; budgets, prices and ledgers from other hands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import grpc
 from sqlalchemy import case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from control_plane.budgets.budget_servicer import BudgetCalls
+from control_plane.budgets.ledger_servicer import LedgerCalls
+from control_plane.budgets.price_servicer import PriceCalls
 from control_plane.call import current_call
 from control_plane.capacity.repository import pools_known
 from control_plane.db.mutations import once
@@ -21,7 +24,6 @@ from control_plane.rpc import pages
 from control_plane.rpc.convert import identifier, validated_value
 from control_plane.rpc.pages import Cursors
 from headway.quotas.v1 import quota_service_pb2 as pb
-from headway.quotas.v1 import quota_service_pb2_grpc
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -29,12 +31,13 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 KIND_CPU = "cpu"
 
 
-class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
-    """What the organisation, its teams and its projects have of each pool, and what projects used."""
+class QuotaServicer(BudgetCalls, PriceCalls, LedgerCalls):
+    """What the organisation, its teams and its projects have of each pool, may spend, and used."""
 
-    def __init__(self, engine: AsyncEngine, cursors: Cursors) -> None:
-        self._engine = engine
-        self._cursors = cursors
+    def __init__(self, engine: AsyncEngine, cursors: Cursors, currency: str) -> None:
+        BudgetCalls.__init__(self, engine, cursors)
+        PriceCalls.__init__(self, engine, cursors, currency)
+        LedgerCalls.__init__(self, engine, cursors, currency)
 
     async def GetQuota(self, request: pb.GetQuotaRequest, context: _Context) -> pb.GetQuotaResponse:  # noqa: N802 - gRPC's name
         """The quota of one node."""

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf import timestamp_pb2
 from google.protobuf.message import Message
 
 from headway.attempts.v1 import attempt_service_pb2 as attempts
@@ -25,6 +26,9 @@ from headway.jobs.v1 import job_service_pb2 as jobs
 from headway.logs.v1 import log_record_pb2
 from headway.logs.v1 import log_service_pb2 as logs
 from headway.projects.v1 import project_service_pb2 as projects
+from headway.quotas.v1 import budget_pb2 as budgets
+from headway.quotas.v1 import ledger_pb2 as ledgers
+from headway.quotas.v1 import price_pb2 as prices
 from headway.quotas.v1 import quota_service_pb2 as quotas
 from headway.registry.v1 import registry_service_pb2 as registry
 from headway.scheduler.v1 import scheduler_service_pb2 as scheduler
@@ -97,6 +101,20 @@ QuotaService/DeleteQuota         project  U  D D D ✓ D N D D D
 QuotaService/DeleteQuota         none     U  D D D ✓ D D D D D
 QuotaService/ListQuotas          none     U  ✓ ✓ ✓ ✓ D ✓ ✓ D D
 QuotaService/GetUsage            project  U  ✓ ✓ ✓ ✓ D N ✓ D D
+QuotaService/SetBudget           project  U  D D D ✓ D N D D D
+QuotaService/SetBudget           none     U  D D D ✓ D D D D D
+QuotaService/GetBudget           project  U  ✓ ✓ ✓ ✓ D N ✓ D D
+QuotaService/GetBudget           none     U  ✓ ✓ ✓ ✓ D ✓ ✓ D D
+QuotaService/ListBudgets         none     U  ✓ ✓ ✓ ✓ D ✓ ✓ D D
+QuotaService/DeleteBudget        project  U  D D D ✓ D N D D D
+QuotaService/DeleteBudget        none     U  D D D ✓ D D D D D
+QuotaService/SetPrice            none     U  D D D ✓ D D D D D
+QuotaService/ListPrices          none     U  ✓ ✓ ✓ ✓ D ✓ ✓ D D
+QuotaService/DeletePrice         none     U  D D D ✓ D D D D D
+QuotaService/ListLedgerEntries   project  U  ✓ ✓ ✓ ✓ D N ✓ D D
+QuotaService/ListLedgerEntries   none     U  D D D ✓ D D ✓ D D
+QuotaService/GetReport           project  U  ✓ ✓ ✓ ✓ D N ✓ D D
+QuotaService/GetReport           none     U  ✓ ✓ ✓ ✓ D ✓ ✓ D D
 SchedulerService/ExplainJob      job      U  ✓ ✓ ✓ ✓ ✓ N ✓ D D
 SchedulerService/ExplainQueue    project  U  ✓ ✓ ✓ ✓ D N ✓ D D
 SchedulerService/GetSnapshot     none     U  D D D ✓ D D ✓ D D
@@ -195,12 +213,33 @@ class Scene:
     manifest_uri: str
 
 
+BUDGET = (
+    "INSERT INTO budgets (kind, scope, period, hard_micros, at_hard_limit, alert_percents, setter)"
+    " VALUES (:kind, :scope, 'MONTH', 1, 'WARN', '{}', 'x')"
+)
+"""Gives a node a budget."""
+
 _SIZE = 6
+_FAR = 4_000_000_000
+"""Seconds since 1970: a time that has not come."""
 _FINE_TUNE = {"base_model": "base", "dataset": {"name": "questions"}, "output_model": "assistant"}
 
 
 def _name() -> str:
     return f"n{uuid.uuid4().hex[:16]}"
+
+
+def _set_budget(**named: Any) -> budgets.SetBudgetRequest:
+    hard = budgets.SpendingLimit(micros=10**9)
+    budget = budgets.Budget(
+        **named, period=budgets.BUDGET_PERIOD_MONTH, hard_limit=hard, at_hard_limit=budgets.AT_HARD_LIMIT_WARN
+    )
+    return budgets.SetBudgetRequest(request_id=new_id(), budget=budget)
+
+
+def _report(project: str = "") -> ledgers.GetReportRequest:
+    start, end = timestamp_pb2.Timestamp(seconds=_FAR - 1), timestamp_pb2.Timestamp(seconds=_FAR)
+    return ledgers.GetReportRequest(project=project, start_time=start, end_time=end)
 
 
 def _verb(kind: type[Message]) -> Callable[[Scene], Message]:
@@ -341,6 +380,24 @@ _REQUESTS: dict[str, Callable[[Scene], Message]] = {
     ),
     "QuotaService/DeleteQuota project": lambda scene: quotas.DeleteQuotaRequest(request_id=new_id(), project=scene.project),
     "QuotaService/DeleteQuota none": lambda scene: quotas.DeleteQuotaRequest(request_id=new_id(), team=scene.node),
+    "QuotaService/SetBudget project": lambda scene: _set_budget(project=scene.project),
+    "QuotaService/SetBudget none": lambda _: _set_budget(organisation=True),
+    "QuotaService/GetBudget project": lambda scene: budgets.GetBudgetRequest(project=scene.project),
+    "QuotaService/GetBudget none": lambda _: budgets.GetBudgetRequest(organisation=True),
+    "QuotaService/ListBudgets none": lambda _: budgets.ListBudgetsRequest(),
+    "QuotaService/DeleteBudget project": lambda scene: budgets.DeleteBudgetRequest(request_id=new_id(), project=scene.project),
+    "QuotaService/DeleteBudget none": lambda scene: budgets.DeleteBudgetRequest(request_id=new_id(), team=scene.node),
+    "QuotaService/SetPrice none": lambda _: prices.SetPriceRequest(
+        request_id=new_id(), price=prices.Price(accelerator_kind="cpu", micros_per_hour=1)
+    ),
+    "QuotaService/ListPrices none": lambda _: prices.ListPricesRequest(),
+    "QuotaService/DeletePrice none": lambda _: prices.DeletePriceRequest(
+        request_id=new_id(), accelerator_kind="cpu", start_time=timestamp_pb2.Timestamp(seconds=_FAR)
+    ),
+    "QuotaService/ListLedgerEntries project": lambda scene: ledgers.ListLedgerEntriesRequest(project=scene.project),
+    "QuotaService/ListLedgerEntries none": lambda _: ledgers.ListLedgerEntriesRequest(organisation=True),
+    "QuotaService/GetReport project": lambda scene: _report(project=scene.project),
+    "QuotaService/GetReport none": lambda _: _report(),
     "QuotaService/ListQuotas none": lambda _: quotas.ListQuotasRequest(),
     "QuotaService/GetUsage project": lambda scene: quotas.GetUsageRequest(project=scene.project),
     "SchedulerService/ExplainJob": lambda scene: scheduler.ExplainJobRequest(job_id=scene.job_id),
@@ -464,7 +521,14 @@ class Stage:
             job_id=scene.job_id,
         )
         await sql("INSERT INTO queue_nodes (kind, name) VALUES ('TEAM', :node)", node=scene.node)
+        await sql(BUDGET, kind="TEAM", scope=scene.node)
         match row.rpc:
+            case "QuotaService/DeletePrice":
+                await sql(
+                    "INSERT INTO prices (kind, spot, valid_from, micros_per_hour, setter)"
+                    " VALUES ('cpu', false, to_timestamp(:far), 1, 'x') ON CONFLICT DO NOTHING",
+                    far=_FAR,
+                )
             case "AttemptService/ConfirmPause":
                 await sql("UPDATE jobs SET pauses = 1 WHERE job_id = :job_id", job_id=scene.job_id)
             case "RegistryService/RecordMirror" | "RegistryService/GetModelVersion":

@@ -84,6 +84,8 @@ async def _stage(api: Api) -> Stage:
         "INSERT INTO queue_nodes (kind, name) SELECT 'PROJECT', unnest(ARRAY[:one, :two])", one=PROJECT, two=OTHER_PROJECT
     )
     await api.sql("INSERT INTO queue_nodes (kind, name) VALUES ('ORGANISATION', '')")
+    for kind, scope in (("PROJECT", PROJECT), ("PROJECT", OTHER_PROJECT), ("ORGANISATION", "")):
+        await api.sql(matrix.BUDGET, kind=kind, scope=scope)
     return Stage(api, template, OTHER_PROJECT)
 
 

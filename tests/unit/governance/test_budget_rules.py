@@ -44,13 +44,13 @@ def budget(hard: Limits = Limits(1_000, None), **fields: Any) -> Budget:  # noqa
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"hard": UNLIMITED}, "hard"),
-        ({"hard": Limits(0, None)}, "hard.micros"),
-        ({"hard": Limits(None, -1)}, "hard.accelerator_ms"),
-        ({"hard": Limits(LIMIT_MAX + 1, None)}, "hard.micros"),
-        ({"hard": Limits(float("nan"), None)}, "hard.micros"),  # pyright: ignore[reportArgumentType] - what a caller may send
-        ({"soft": Limits(1_001, None)}, "soft.micros"),
-        ({"soft": Limits(None, 1)}, "soft.accelerator_ms"),
+        ({"hard": UNLIMITED}, "hard_limit"),
+        ({"hard": Limits(0, None)}, "hard_limit.micros"),
+        ({"hard": Limits(None, -1)}, "hard_limit.accelerator_ms"),
+        ({"hard": Limits(LIMIT_MAX + 1, None)}, "hard_limit.micros"),
+        ({"hard": Limits(float("nan"), None)}, "hard_limit.micros"),  # pyright: ignore[reportArgumentType] - what a caller may send
+        ({"soft": Limits(1_001, None)}, "soft_limit.micros"),
+        ({"soft": Limits(None, 1)}, "soft_limit.accelerator_ms"),
         ({"alert_percents": (50, 0)}, "alert_percents[1]"),
         ({"alert_percents": (50, 50)}, "alert_percents[1]"),
         ({"alert_percents": tuple(range(1, 18))}, "alert_percents"),
@@ -58,7 +58,7 @@ def budget(hard: Limits = Limits(1_000, None), **fields: Any) -> Budget:  # noqa
         ({"span": one_off(NOW, NOW + DAY)}, "period"),
         ({"scope": Scope(ScopeKind.TEAM, "Vision\n")}, "scope"),
         ({"scope": Scope(ScopeKind.PROJECT, "")}, "scope"),
-        ({"notified_project": "blue"}, "notified_project"),
+        ({"notified_project": "blue"}, "alert_project"),
     ],
 )
 def test_a_budget_that_breaks_its_limits_is_refused_by_field(fields: dict[str, Any], field: str) -> None:

@@ -120,7 +120,7 @@ def test_moments_that_are_none_are_refused() -> None:
     with pytest.raises(InvalidValueError, match="year"):
         calendar_period(PeriodKind.MONTH, datetime.max.replace(tzinfo=UTC))
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    with pytest.raises(InvalidValueError, match="ends_at"):
+    with pytest.raises(InvalidValueError, match="end_time"):
         one_off(at, at)
 
 

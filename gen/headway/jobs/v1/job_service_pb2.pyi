@@ -308,22 +308,89 @@ class GetJobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job."""
+
+    @_builtins.property
+    def cost(self) -> Global___JobCost:
+        """What it was foretold to cost, and what it did."""
 
     def __init__(
         self,
         *,
         job: _job_pb2.Job | None = ...,
+        cost: Global___JobCost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
+
+@_typing.final
+class JobCost(_message.Message):
+    """A job's estimate beside what it cost so far. Absent: there is no estimate, which there is once a first lease was granted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ESTIMATED_HELD_MS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_MICROS_FIELD_NUMBER: _builtins.int
+    HELD_MS_FIELD_NUMBER: _builtins.int
+    CHARGED_MICROS_FIELD_NUMBER: _builtins.int
+    RESERVED_MICROS_FIELD_NUMBER: _builtins.int
+    OPEN_LEASES_FIELD_NUMBER: _builtins.int
+    HELD_VARIANCE_MS_FIELD_NUMBER: _builtins.int
+    VARIANCE_MICROS_FIELD_NUMBER: _builtins.int
+    held_ms: _builtins.int
+    """Accelerator-milliseconds held by leases that ended, of whatever kind."""
+    charged_micros: _builtins.int
+    """Millionths of the currency charged for them."""
+    reserved_micros: _builtins.int
+    """Millionths reserved by leases that run."""
+    open_leases: _builtins.int
+    """Leases that run: above 0, the rest is not final."""
+    held_variance_ms: _builtins.int
+    """`held_ms` minus the nearer end of the estimate: 0 within it, below zero under it."""
+    variance_micros: _builtins.int
+    """`charged_micros` minus the nearer end of the estimate."""
+    @_builtins.property
+    def estimated_held_ms(self) -> _plan_pb2.Interval:
+        """Foretold accelerator-milliseconds, of whatever kind."""
+
+    @_builtins.property
+    def estimated_micros(self) -> _plan_pb2.Interval:
+        """Foretold millionths of the currency, by the prices of the first grant. Absent too if there was no price."""
+
+    def __init__(
+        self,
+        *,
+        estimated_held_ms: _plan_pb2.Interval | None = ...,
+        estimated_micros: _plan_pb2.Interval | None = ...,
+        held_ms: _builtins.int = ...,
+        charged_micros: _builtins.int = ...,
+        reserved_micros: _builtins.int = ...,
+        open_leases: _builtins.int = ...,
+        held_variance_ms: _builtins.int | None = ...,
+        variance_micros: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_variance_ms", b"_held_variance_ms", "_variance_micros", b"_variance_micros", "estimated_held_ms", b"estimated_held_ms", "estimated_micros", b"estimated_micros", "held_variance_ms", b"held_variance_ms", "variance_micros", b"variance_micros"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_variance_ms", b"_held_variance_ms", "_variance_micros", b"_variance_micros", "charged_micros", b"charged_micros", "estimated_held_ms", b"estimated_held_ms", "estimated_micros", b"estimated_micros", "held_ms", b"held_ms", "held_variance_ms", b"held_variance_ms", "open_leases", b"open_leases", "reserved_micros", b"reserved_micros", "variance_micros", b"variance_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__held_variance_ms: _TypeAlias = _typing.Literal["held_variance_ms"]  # noqa: Y015
+    _WhichOneofArgType__held_variance_ms: _TypeAlias = _typing.Literal["_held_variance_ms", b"_held_variance_ms"]  # noqa: Y015
+    _WhichOneofReturnType__variance_micros: _TypeAlias = _typing.Literal["variance_micros"]  # noqa: Y015
+    _WhichOneofArgType__variance_micros: _TypeAlias = _typing.Literal["_variance_micros", b"_variance_micros"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_variance_ms) -> _WhichOneofReturnType__held_variance_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variance_micros) -> _WhichOneofReturnType__variance_micros | None: ...
+
+Global___JobCost: _TypeAlias = JobCost  # noqa: Y015
 
 @_typing.final
 class ListJobsRequest(_message.Message):

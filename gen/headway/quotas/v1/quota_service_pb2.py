@@ -23,9 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from headway.quotas.v1 import budget_pb2 as headway_dot_quotas_dot_v1_dot_budget__pb2
+from headway.quotas.v1 import ledger_pb2 as headway_dot_quotas_dot_v1_dot_ledger__pb2
+from headway.quotas.v1 import price_pb2 as headway_dot_quotas_dot_v1_dot_price__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%headway/quotas/v1/quota_service.proto\x12\x11headway.quotas.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x01\n\tQuotaCell\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12-\n\x08resource\x18\x02 \x01(\x0e\x32\x1b.headway.quotas.v1.Resource\x12\x0f\n\x07nominal\x18\x03 \x01(\x03\x12\x1c\n\x0f\x62orrowing_limit\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rlending_limit\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x12\n\x10_borrowing_limitB\x10\n\x0e_lending_limit\"\xe2\x02\n\x05Quota\x12\x0f\n\x07project\x18\x01 \x01(\t\x12G\n\x10max_accelerators\x18\x02 \x03(\x0b\x32-.headway.quotas.v1.Quota.MaxAcceleratorsEntry\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04team\x18\x04 \x01(\t\x12\x14\n\x0corganisation\x18\x05 \x01(\x08\x12\x0e\n\x06parent\x18\x06 \x01(\t\x12\x13\n\x06weight\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12+\n\x05\x63\x65lls\x18\x08 \x03(\x0b\x32\x1c.headway.quotas.v1.QuotaCell\x12\x15\n\runknown_pools\x18\t \x03(\t\x1a\x36\n\x14MaxAcceleratorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\t\n\x07_weight\"F\n\x0fGetQuotaRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0c\n\x04team\x18\x02 \x01(\t\x12\x14\n\x0corganisation\x18\x03 \x01(\x08\";\n\x10GetQuotaResponse\x12\'\n\x05quota\x18\x01 \x01(\x0b\x32\x18.headway.quotas.v1.Quota\"N\n\x0fSetQuotaRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x05quota\x18\x02 \x01(\x0b\x32\x18.headway.quotas.v1.Quota\";\n\x10SetQuotaResponse\x12\'\n\x05quota\x18\x01 \x01(\x0b\x32\x18.headway.quotas.v1.Quota\"H\n\x11ListQuotasRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04tree\x18\x03 \x01(\x08\"W\n\x12ListQuotasResponse\x12(\n\x06quotas\x18\x01 \x03(\x0b\x32\x18.headway.quotas.v1.Quota\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n\x12\x44\x65leteQuotaRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\x14\n\x0corganisation\x18\x04 \x01(\x08\"\x15\n\x13\x44\x65leteQuotaResponse\"\"\n\x0fGetUsageRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\"l\n\x05Usage\x12\x18\n\x10\x61\x63\x63\x65lerator_kind\x18\x01 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65lerators_held\x18\x02 \x01(\x05\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x03 \x01(\x01\x12\x11\n\tgpu_hours\x18\x04 \x01(\x01\";\n\x10GetUsageResponse\x12\'\n\x05usage\x18\x01 \x03(\x0b\x32\x18.headway.quotas.v1.Usage*q\n\x08Resource\x12\x18\n\x14RESOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15RESOURCE_ACCELERATORS\x10\x01\x12\x17\n\x13RESOURCE_CPU_MILLIS\x10\x02\x12\x17\n\x13RESOURCE_MEMORY_MIB\x10\x03\x32\xdf\x03\n\x0cQuotaService\x12X\n\x08GetQuota\x12\".headway.quotas.v1.GetQuotaRequest\x1a#.headway.quotas.v1.GetQuotaResponse\"\x03\x90\x02\x01\x12X\n\x08SetQuota\x12\".headway.quotas.v1.SetQuotaRequest\x1a#.headway.quotas.v1.SetQuotaResponse\"\x03\x90\x02\x02\x12^\n\nListQuotas\x12$.headway.quotas.v1.ListQuotasRequest\x1a%.headway.quotas.v1.ListQuotasResponse\"\x03\x90\x02\x01\x12\x61\n\x0b\x44\x65leteQuota\x12%.headway.quotas.v1.DeleteQuotaRequest\x1a&.headway.quotas.v1.DeleteQuotaResponse\"\x03\x90\x02\x02\x12X\n\x08GetUsage\x12\".headway.quotas.v1.GetUsageRequest\x1a#.headway.quotas.v1.GetUsageResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%headway/quotas/v1/quota_service.proto\x12\x11headway.quotas.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eheadway/quotas/v1/budget.proto\x1a\x1eheadway/quotas/v1/ledger.proto\x1a\x1dheadway/quotas/v1/price.proto\"\xb9\x01\n\tQuotaCell\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12-\n\x08resource\x18\x02 \x01(\x0e\x32\x1b.headway.quotas.v1.Resource\x12\x0f\n\x07nominal\x18\x03 \x01(\x03\x12\x1c\n\x0f\x62orrowing_limit\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rlending_limit\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x12\n\x10_borrowing_limitB\x10\n\x0e_lending_limit\"\xe2\x02\n\x05Quota\x12\x0f\n\x07project\x18\x01 \x01(\t\x12G\n\x10max_accelerators\x18\x02 \x03(\x0b\x32-.headway.quotas.v1.Quota.MaxAcceleratorsEntry\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04team\x18\x04 \x01(\t\x12\x14\n\x0corganisation\x18\x05 \x01(\x08\x12\x0e\n\x06parent\x18\x06 \x01(\t\x12\x13\n\x06weight\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12+\n\x05\x63\x65lls\x18\x08 \x03(\x0b\x32\x1c.headway.quotas.v1.QuotaCell\x12\x15\n\runknown_pools\x18\t \x03(\t\x1a\x36\n\x14MaxAcceleratorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\t\n\x07_weight\"F\n\x0fGetQuotaRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0c\n\x04team\x18\x02 \x01(\t\x12\x14\n\x0corganisation\x18\x03 \x01(\x08\";\n\x10GetQuotaResponse\x12\'\n\x05quota\x18\x01 \x01(\x0b\x32\x18.headway.quotas.v1.Quota\"N\n\x0fSetQuotaRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x05quota\x18\x02 \x01(\x0b\x32\x18.headway.quotas.v1.Quota\";\n\x10SetQuotaResponse\x12\'\n\x05quota\x18\x01 \x01(\x0b\x32\x18.headway.quotas.v1.Quota\"H\n\x11ListQuotasRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04tree\x18\x03 \x01(\x08\"W\n\x12ListQuotasResponse\x12(\n\x06quotas\x18\x01 \x03(\x0b\x32\x18.headway.quotas.v1.Quota\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n\x12\x44\x65leteQuotaRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\x14\n\x0corganisation\x18\x04 \x01(\x08\"\x15\n\x13\x44\x65leteQuotaResponse\"\"\n\x0fGetUsageRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\"l\n\x05Usage\x12\x18\n\x10\x61\x63\x63\x65lerator_kind\x18\x01 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65lerators_held\x18\x02 \x01(\x05\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x03 \x01(\x01\x12\x11\n\tgpu_hours\x18\x04 \x01(\x01\";\n\x10GetUsageResponse\x12\'\n\x05usage\x18\x01 \x03(\x0b\x32\x18.headway.quotas.v1.Usage*q\n\x08Resource\x12\x18\n\x14RESOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15RESOURCE_ACCELERATORS\x10\x01\x12\x17\n\x13RESOURCE_CPU_MILLIS\x10\x02\x12\x17\n\x13RESOURCE_MEMORY_MIB\x10\x03\x32\xd1\n\n\x0cQuotaService\x12X\n\x08GetQuota\x12\".headway.quotas.v1.GetQuotaRequest\x1a#.headway.quotas.v1.GetQuotaResponse\"\x03\x90\x02\x01\x12X\n\x08SetQuota\x12\".headway.quotas.v1.SetQuotaRequest\x1a#.headway.quotas.v1.SetQuotaResponse\"\x03\x90\x02\x02\x12^\n\nListQuotas\x12$.headway.quotas.v1.ListQuotasRequest\x1a%.headway.quotas.v1.ListQuotasResponse\"\x03\x90\x02\x01\x12\x61\n\x0b\x44\x65leteQuota\x12%.headway.quotas.v1.DeleteQuotaRequest\x1a&.headway.quotas.v1.DeleteQuotaResponse\"\x03\x90\x02\x02\x12X\n\x08GetUsage\x12\".headway.quotas.v1.GetUsageRequest\x1a#.headway.quotas.v1.GetUsageResponse\"\x03\x90\x02\x01\x12[\n\tSetBudget\x12#.headway.quotas.v1.SetBudgetRequest\x1a$.headway.quotas.v1.SetBudgetResponse\"\x03\x90\x02\x02\x12[\n\tGetBudget\x12#.headway.quotas.v1.GetBudgetRequest\x1a$.headway.quotas.v1.GetBudgetResponse\"\x03\x90\x02\x01\x12\x61\n\x0bListBudgets\x12%.headway.quotas.v1.ListBudgetsRequest\x1a&.headway.quotas.v1.ListBudgetsResponse\"\x03\x90\x02\x01\x12\x64\n\x0c\x44\x65leteBudget\x12&.headway.quotas.v1.DeleteBudgetRequest\x1a\'.headway.quotas.v1.DeleteBudgetResponse\"\x03\x90\x02\x02\x12X\n\x08SetPrice\x12\".headway.quotas.v1.SetPriceRequest\x1a#.headway.quotas.v1.SetPriceResponse\"\x03\x90\x02\x02\x12^\n\nListPrices\x12$.headway.quotas.v1.ListPricesRequest\x1a%.headway.quotas.v1.ListPricesResponse\"\x03\x90\x02\x01\x12\x61\n\x0b\x44\x65letePrice\x12%.headway.quotas.v1.DeletePriceRequest\x1a&.headway.quotas.v1.DeletePriceResponse\"\x03\x90\x02\x02\x12s\n\x11ListLedgerEntries\x12+.headway.quotas.v1.ListLedgerEntriesRequest\x1a,.headway.quotas.v1.ListLedgerEntriesResponse\"\x03\x90\x02\x01\x12[\n\tGetReport\x12#.headway.quotas.v1.GetReportRequest\x1a$.headway.quotas.v1.GetReportResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,36 +47,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUOTASERVICE'].methods_by_name['DeleteQuota']._serialized_options = b'\220\002\002'
   _globals['_QUOTASERVICE'].methods_by_name['GetUsage']._loaded_options = None
   _globals['_QUOTASERVICE'].methods_by_name['GetUsage']._serialized_options = b'\220\002\001'
-  _globals['_RESOURCE']._serialized_start=1400
-  _globals['_RESOURCE']._serialized_end=1513
-  _globals['_QUOTACELL']._serialized_start=94
-  _globals['_QUOTACELL']._serialized_end=279
-  _globals['_QUOTA']._serialized_start=282
-  _globals['_QUOTA']._serialized_end=636
-  _globals['_QUOTA_MAXACCELERATORSENTRY']._serialized_start=571
-  _globals['_QUOTA_MAXACCELERATORSENTRY']._serialized_end=625
-  _globals['_GETQUOTAREQUEST']._serialized_start=638
-  _globals['_GETQUOTAREQUEST']._serialized_end=708
-  _globals['_GETQUOTARESPONSE']._serialized_start=710
-  _globals['_GETQUOTARESPONSE']._serialized_end=769
-  _globals['_SETQUOTAREQUEST']._serialized_start=771
-  _globals['_SETQUOTAREQUEST']._serialized_end=849
-  _globals['_SETQUOTARESPONSE']._serialized_start=851
-  _globals['_SETQUOTARESPONSE']._serialized_end=910
-  _globals['_LISTQUOTASREQUEST']._serialized_start=912
-  _globals['_LISTQUOTASREQUEST']._serialized_end=984
-  _globals['_LISTQUOTASRESPONSE']._serialized_start=986
-  _globals['_LISTQUOTASRESPONSE']._serialized_end=1073
-  _globals['_DELETEQUOTAREQUEST']._serialized_start=1075
-  _globals['_DELETEQUOTAREQUEST']._serialized_end=1168
-  _globals['_DELETEQUOTARESPONSE']._serialized_start=1170
-  _globals['_DELETEQUOTARESPONSE']._serialized_end=1191
-  _globals['_GETUSAGEREQUEST']._serialized_start=1193
-  _globals['_GETUSAGEREQUEST']._serialized_end=1227
-  _globals['_USAGE']._serialized_start=1229
-  _globals['_USAGE']._serialized_end=1337
-  _globals['_GETUSAGERESPONSE']._serialized_start=1339
-  _globals['_GETUSAGERESPONSE']._serialized_end=1398
-  _globals['_QUOTASERVICE']._serialized_start=1516
-  _globals['_QUOTASERVICE']._serialized_end=1995
+  _globals['_QUOTASERVICE'].methods_by_name['SetBudget']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['SetBudget']._serialized_options = b'\220\002\002'
+  _globals['_QUOTASERVICE'].methods_by_name['GetBudget']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['GetBudget']._serialized_options = b'\220\002\001'
+  _globals['_QUOTASERVICE'].methods_by_name['ListBudgets']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['ListBudgets']._serialized_options = b'\220\002\001'
+  _globals['_QUOTASERVICE'].methods_by_name['DeleteBudget']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['DeleteBudget']._serialized_options = b'\220\002\002'
+  _globals['_QUOTASERVICE'].methods_by_name['SetPrice']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['SetPrice']._serialized_options = b'\220\002\002'
+  _globals['_QUOTASERVICE'].methods_by_name['ListPrices']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['ListPrices']._serialized_options = b'\220\002\001'
+  _globals['_QUOTASERVICE'].methods_by_name['DeletePrice']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['DeletePrice']._serialized_options = b'\220\002\002'
+  _globals['_QUOTASERVICE'].methods_by_name['ListLedgerEntries']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['ListLedgerEntries']._serialized_options = b'\220\002\001'
+  _globals['_QUOTASERVICE'].methods_by_name['GetReport']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['GetReport']._serialized_options = b'\220\002\001'
+  _globals['_RESOURCE']._serialized_start=1495
+  _globals['_RESOURCE']._serialized_end=1608
+  _globals['_QUOTACELL']._serialized_start=189
+  _globals['_QUOTACELL']._serialized_end=374
+  _globals['_QUOTA']._serialized_start=377
+  _globals['_QUOTA']._serialized_end=731
+  _globals['_QUOTA_MAXACCELERATORSENTRY']._serialized_start=666
+  _globals['_QUOTA_MAXACCELERATORSENTRY']._serialized_end=720
+  _globals['_GETQUOTAREQUEST']._serialized_start=733
+  _globals['_GETQUOTAREQUEST']._serialized_end=803
+  _globals['_GETQUOTARESPONSE']._serialized_start=805
+  _globals['_GETQUOTARESPONSE']._serialized_end=864
+  _globals['_SETQUOTAREQUEST']._serialized_start=866
+  _globals['_SETQUOTAREQUEST']._serialized_end=944
+  _globals['_SETQUOTARESPONSE']._serialized_start=946
+  _globals['_SETQUOTARESPONSE']._serialized_end=1005
+  _globals['_LISTQUOTASREQUEST']._serialized_start=1007
+  _globals['_LISTQUOTASREQUEST']._serialized_end=1079
+  _globals['_LISTQUOTASRESPONSE']._serialized_start=1081
+  _globals['_LISTQUOTASRESPONSE']._serialized_end=1168
+  _globals['_DELETEQUOTAREQUEST']._serialized_start=1170
+  _globals['_DELETEQUOTAREQUEST']._serialized_end=1263
+  _globals['_DELETEQUOTARESPONSE']._serialized_start=1265
+  _globals['_DELETEQUOTARESPONSE']._serialized_end=1286
+  _globals['_GETUSAGEREQUEST']._serialized_start=1288
+  _globals['_GETUSAGEREQUEST']._serialized_end=1322
+  _globals['_USAGE']._serialized_start=1324
+  _globals['_USAGE']._serialized_end=1432
+  _globals['_GETUSAGERESPONSE']._serialized_start=1434
+  _globals['_GETUSAGERESPONSE']._serialized_end=1493
+  _globals['_QUOTASERVICE']._serialized_start=1611
+  _globals['_QUOTASERVICE']._serialized_end=2972
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,9 @@
 import grpc
 import warnings
 
+from headway.quotas.v1 import budget_pb2 as headway_dot_quotas_dot_v1_dot_budget__pb2
+from headway.quotas.v1 import ledger_pb2 as headway_dot_quotas_dot_v1_dot_ledger__pb2
+from headway.quotas.v1 import price_pb2 as headway_dot_quotas_dot_v1_dot_price__pb2
 from headway.quotas.v1 import quota_service_pb2 as headway_dot_quotas_dot_v1_dot_quota__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -27,7 +30,7 @@ if _version_not_supported:
 
 class QuotaServiceStub:
     """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
-    another, and what they used.
+    another, what they may spend, and what they used.
     """
 
     def __init__(self, channel):
@@ -61,11 +64,56 @@ class QuotaServiceStub:
                 request_serializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.GetUsageRequest.SerializeToString,
                 response_deserializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.GetUsageResponse.FromString,
                 _registered_method=True)
+        self.SetBudget = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/SetBudget',
+                request_serializer=headway_dot_quotas_dot_v1_dot_budget__pb2.SetBudgetRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_budget__pb2.SetBudgetResponse.FromString,
+                _registered_method=True)
+        self.GetBudget = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/GetBudget',
+                request_serializer=headway_dot_quotas_dot_v1_dot_budget__pb2.GetBudgetRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_budget__pb2.GetBudgetResponse.FromString,
+                _registered_method=True)
+        self.ListBudgets = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/ListBudgets',
+                request_serializer=headway_dot_quotas_dot_v1_dot_budget__pb2.ListBudgetsRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_budget__pb2.ListBudgetsResponse.FromString,
+                _registered_method=True)
+        self.DeleteBudget = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/DeleteBudget',
+                request_serializer=headway_dot_quotas_dot_v1_dot_budget__pb2.DeleteBudgetRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_budget__pb2.DeleteBudgetResponse.FromString,
+                _registered_method=True)
+        self.SetPrice = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/SetPrice',
+                request_serializer=headway_dot_quotas_dot_v1_dot_price__pb2.SetPriceRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_price__pb2.SetPriceResponse.FromString,
+                _registered_method=True)
+        self.ListPrices = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/ListPrices',
+                request_serializer=headway_dot_quotas_dot_v1_dot_price__pb2.ListPricesRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_price__pb2.ListPricesResponse.FromString,
+                _registered_method=True)
+        self.DeletePrice = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/DeletePrice',
+                request_serializer=headway_dot_quotas_dot_v1_dot_price__pb2.DeletePriceRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_price__pb2.DeletePriceResponse.FromString,
+                _registered_method=True)
+        self.ListLedgerEntries = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/ListLedgerEntries',
+                request_serializer=headway_dot_quotas_dot_v1_dot_ledger__pb2.ListLedgerEntriesRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_ledger__pb2.ListLedgerEntriesResponse.FromString,
+                _registered_method=True)
+        self.GetReport = channel.unary_unary(
+                '/headway.quotas.v1.QuotaService/GetReport',
+                request_serializer=headway_dot_quotas_dot_v1_dot_ledger__pb2.GetReportRequest.SerializeToString,
+                response_deserializer=headway_dot_quotas_dot_v1_dot_ledger__pb2.GetReportResponse.FromString,
+                _registered_method=True)
 
 
 class QuotaServiceServicer:
     """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
-    another, and what they used.
+    another, what they may spend, and what they used.
     """
 
     def GetQuota(self, request, context):
@@ -105,6 +153,70 @@ class QuotaServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetBudget(self, request, context):
+        """Sets what one node of the tree may spend, all of it, from now on. A hard limit that stops and is lowered below what is spent and
+        reserved takes effect as leases end; the newest of them are asked to stop at a checkpoint until it is met.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBudget(self, request, context):
+        """The budget of one node, and where it stands in the period that runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBudgets(self, request, context):
+        """The budgets set. Who may see only some projects is shown theirs, those of the teams above, and the organisation's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBudget(self, request, context):
+        """Takes a node's budget: it is not limited any more. What it spent stays in its ledger.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPrice(self, request, context):
+        """Adds a price, or replaces one that has not come into force.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPrices(self, request, context):
+        """The prices, past and future ones too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePrice(self, request, context):
+        """Takes back a price that has not come into force. One that has is refused with STILL_NEEDED: leases were charged by it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLedgerEntries(self, request, context):
+        """What moved in the ledgers of one node, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReport(self, request, context):
+        """The chargeback report: what leases granted in a stretch of time were charged, beside what was foretold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_QuotaServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -133,6 +245,51 @@ def add_QuotaServiceServicer_to_server(servicer, server):
                     request_deserializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.GetUsageRequest.FromString,
                     response_serializer=headway_dot_quotas_dot_v1_dot_quota__service__pb2.GetUsageResponse.SerializeToString,
             ),
+            'SetBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBudget,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_budget__pb2.SetBudgetRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_budget__pb2.SetBudgetResponse.SerializeToString,
+            ),
+            'GetBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBudget,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_budget__pb2.GetBudgetRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_budget__pb2.GetBudgetResponse.SerializeToString,
+            ),
+            'ListBudgets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBudgets,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_budget__pb2.ListBudgetsRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_budget__pb2.ListBudgetsResponse.SerializeToString,
+            ),
+            'DeleteBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBudget,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_budget__pb2.DeleteBudgetRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_budget__pb2.DeleteBudgetResponse.SerializeToString,
+            ),
+            'SetPrice': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPrice,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_price__pb2.SetPriceRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_price__pb2.SetPriceResponse.SerializeToString,
+            ),
+            'ListPrices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPrices,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_price__pb2.ListPricesRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_price__pb2.ListPricesResponse.SerializeToString,
+            ),
+            'DeletePrice': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePrice,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_price__pb2.DeletePriceRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_price__pb2.DeletePriceResponse.SerializeToString,
+            ),
+            'ListLedgerEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLedgerEntries,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_ledger__pb2.ListLedgerEntriesRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_ledger__pb2.ListLedgerEntriesResponse.SerializeToString,
+            ),
+            'GetReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReport,
+                    request_deserializer=headway_dot_quotas_dot_v1_dot_ledger__pb2.GetReportRequest.FromString,
+                    response_serializer=headway_dot_quotas_dot_v1_dot_ledger__pb2.GetReportResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'headway.quotas.v1.QuotaService', rpc_method_handlers)
@@ -143,7 +300,7 @@ def add_QuotaServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class QuotaService:
     """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
-    another, and what they used.
+    another, what they may spend, and what they used.
     """
 
     @staticmethod
@@ -271,6 +428,249 @@ class QuotaService:
             '/headway.quotas.v1.QuotaService/GetUsage',
             headway_dot_quotas_dot_v1_dot_quota__service__pb2.GetUsageRequest.SerializeToString,
             headway_dot_quotas_dot_v1_dot_quota__service__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/SetBudget',
+            headway_dot_quotas_dot_v1_dot_budget__pb2.SetBudgetRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_budget__pb2.SetBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/GetBudget',
+            headway_dot_quotas_dot_v1_dot_budget__pb2.GetBudgetRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_budget__pb2.GetBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBudgets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/ListBudgets',
+            headway_dot_quotas_dot_v1_dot_budget__pb2.ListBudgetsRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_budget__pb2.ListBudgetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/DeleteBudget',
+            headway_dot_quotas_dot_v1_dot_budget__pb2.DeleteBudgetRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_budget__pb2.DeleteBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPrice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/SetPrice',
+            headway_dot_quotas_dot_v1_dot_price__pb2.SetPriceRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_price__pb2.SetPriceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPrices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/ListPrices',
+            headway_dot_quotas_dot_v1_dot_price__pb2.ListPricesRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_price__pb2.ListPricesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePrice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/DeletePrice',
+            headway_dot_quotas_dot_v1_dot_price__pb2.DeletePriceRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_price__pb2.DeletePriceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLedgerEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/ListLedgerEntries',
+            headway_dot_quotas_dot_v1_dot_ledger__pb2.ListLedgerEntriesRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_ledger__pb2.ListLedgerEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.quotas.v1.QuotaService/GetReport',
+            headway_dot_quotas_dot_v1_dot_ledger__pb2.GetReportRequest.SerializeToString,
+            headway_dot_quotas_dot_v1_dot_ledger__pb2.GetReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,9 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from headway.quotas.v1 import budget_pb2 as _budget_pb2
+from headway.quotas.v1 import ledger_pb2 as _ledger_pb2
+from headway.quotas.v1 import price_pb2 as _price_pb2
 from headway.quotas.v1 import quota_service_pb2 as _quota_service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -28,7 +31,7 @@ GRPC_VERSION: str
 
 class QuotaServiceStub:
     """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
-    another, and what they used.
+    another, what they may spend, and what they used.
     """
 
     @_typing.overload
@@ -49,11 +52,31 @@ class QuotaServiceStub:
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.GetUsageRequest, _quota_service_pb2.GetUsageResponse]
     """What a project used, by kind of accelerator."""
+    SetBudget: _grpc.UnaryUnaryMultiCallable[_budget_pb2.SetBudgetRequest, _budget_pb2.SetBudgetResponse]
+    """Sets what one node of the tree may spend, all of it, from now on. A hard limit that stops and is lowered below what is spent and
+    reserved takes effect as leases end; the newest of them are asked to stop at a checkpoint until it is met.
+    """
+    GetBudget: _grpc.UnaryUnaryMultiCallable[_budget_pb2.GetBudgetRequest, _budget_pb2.GetBudgetResponse]
+    """The budget of one node, and where it stands in the period that runs."""
+    ListBudgets: _grpc.UnaryUnaryMultiCallable[_budget_pb2.ListBudgetsRequest, _budget_pb2.ListBudgetsResponse]
+    """The budgets set. Who may see only some projects is shown theirs, those of the teams above, and the organisation's."""
+    DeleteBudget: _grpc.UnaryUnaryMultiCallable[_budget_pb2.DeleteBudgetRequest, _budget_pb2.DeleteBudgetResponse]
+    """Takes a node's budget: it is not limited any more. What it spent stays in its ledger."""
+    SetPrice: _grpc.UnaryUnaryMultiCallable[_price_pb2.SetPriceRequest, _price_pb2.SetPriceResponse]
+    """Adds a price, or replaces one that has not come into force."""
+    ListPrices: _grpc.UnaryUnaryMultiCallable[_price_pb2.ListPricesRequest, _price_pb2.ListPricesResponse]
+    """The prices, past and future ones too."""
+    DeletePrice: _grpc.UnaryUnaryMultiCallable[_price_pb2.DeletePriceRequest, _price_pb2.DeletePriceResponse]
+    """Takes back a price that has not come into force. One that has is refused with STILL_NEEDED: leases were charged by it."""
+    ListLedgerEntries: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ListLedgerEntriesRequest, _ledger_pb2.ListLedgerEntriesResponse]
+    """What moved in the ledgers of one node, newest first."""
+    GetReport: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetReportRequest, _ledger_pb2.GetReportResponse]
+    """The chargeback report: what leases granted in a stretch of time were charged, beside what was foretold."""
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
     """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
-    another, and what they used.
+    another, what they may spend, and what they used.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,10 +94,30 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.GetUsageRequest, _quota_service_pb2.GetUsageResponse]  # type: ignore[assignment]
     """What a project used, by kind of accelerator."""
+    SetBudget: _aio.UnaryUnaryMultiCallable[_budget_pb2.SetBudgetRequest, _budget_pb2.SetBudgetResponse]  # type: ignore[assignment]
+    """Sets what one node of the tree may spend, all of it, from now on. A hard limit that stops and is lowered below what is spent and
+    reserved takes effect as leases end; the newest of them are asked to stop at a checkpoint until it is met.
+    """
+    GetBudget: _aio.UnaryUnaryMultiCallable[_budget_pb2.GetBudgetRequest, _budget_pb2.GetBudgetResponse]  # type: ignore[assignment]
+    """The budget of one node, and where it stands in the period that runs."""
+    ListBudgets: _aio.UnaryUnaryMultiCallable[_budget_pb2.ListBudgetsRequest, _budget_pb2.ListBudgetsResponse]  # type: ignore[assignment]
+    """The budgets set. Who may see only some projects is shown theirs, those of the teams above, and the organisation's."""
+    DeleteBudget: _aio.UnaryUnaryMultiCallable[_budget_pb2.DeleteBudgetRequest, _budget_pb2.DeleteBudgetResponse]  # type: ignore[assignment]
+    """Takes a node's budget: it is not limited any more. What it spent stays in its ledger."""
+    SetPrice: _aio.UnaryUnaryMultiCallable[_price_pb2.SetPriceRequest, _price_pb2.SetPriceResponse]  # type: ignore[assignment]
+    """Adds a price, or replaces one that has not come into force."""
+    ListPrices: _aio.UnaryUnaryMultiCallable[_price_pb2.ListPricesRequest, _price_pb2.ListPricesResponse]  # type: ignore[assignment]
+    """The prices, past and future ones too."""
+    DeletePrice: _aio.UnaryUnaryMultiCallable[_price_pb2.DeletePriceRequest, _price_pb2.DeletePriceResponse]  # type: ignore[assignment]
+    """Takes back a price that has not come into force. One that has is refused with STILL_NEEDED: leases were charged by it."""
+    ListLedgerEntries: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ListLedgerEntriesRequest, _ledger_pb2.ListLedgerEntriesResponse]  # type: ignore[assignment]
+    """What moved in the ledgers of one node, newest first."""
+    GetReport: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetReportRequest, _ledger_pb2.GetReportResponse]  # type: ignore[assignment]
+    """The chargeback report: what leases granted in a stretch of time were charged, beside what was foretold."""
 
 class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
     """The quota tree: what the organisation, its teams and its projects have of each pool of nodes, what they may borrow from one
-    another, and what they used.
+    another, what they may spend, and what they used.
     """
 
     @_abc_1.abstractmethod
@@ -120,5 +163,79 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.GetUsageResponse, _abc.Awaitable[_quota_service_pb2.GetUsageResponse]]:
         """What a project used, by kind of accelerator."""
+
+    @_abc_1.abstractmethod
+    def SetBudget(
+        self,
+        request: _budget_pb2.SetBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.SetBudgetResponse, _abc.Awaitable[_budget_pb2.SetBudgetResponse]]:
+        """Sets what one node of the tree may spend, all of it, from now on. A hard limit that stops and is lowered below what is spent and
+        reserved takes effect as leases end; the newest of them are asked to stop at a checkpoint until it is met.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBudget(
+        self,
+        request: _budget_pb2.GetBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.GetBudgetResponse, _abc.Awaitable[_budget_pb2.GetBudgetResponse]]:
+        """The budget of one node, and where it stands in the period that runs."""
+
+    @_abc_1.abstractmethod
+    def ListBudgets(
+        self,
+        request: _budget_pb2.ListBudgetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.ListBudgetsResponse, _abc.Awaitable[_budget_pb2.ListBudgetsResponse]]:
+        """The budgets set. Who may see only some projects is shown theirs, those of the teams above, and the organisation's."""
+
+    @_abc_1.abstractmethod
+    def DeleteBudget(
+        self,
+        request: _budget_pb2.DeleteBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.DeleteBudgetResponse, _abc.Awaitable[_budget_pb2.DeleteBudgetResponse]]:
+        """Takes a node's budget: it is not limited any more. What it spent stays in its ledger."""
+
+    @_abc_1.abstractmethod
+    def SetPrice(
+        self,
+        request: _price_pb2.SetPriceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_price_pb2.SetPriceResponse, _abc.Awaitable[_price_pb2.SetPriceResponse]]:
+        """Adds a price, or replaces one that has not come into force."""
+
+    @_abc_1.abstractmethod
+    def ListPrices(
+        self,
+        request: _price_pb2.ListPricesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_price_pb2.ListPricesResponse, _abc.Awaitable[_price_pb2.ListPricesResponse]]:
+        """The prices, past and future ones too."""
+
+    @_abc_1.abstractmethod
+    def DeletePrice(
+        self,
+        request: _price_pb2.DeletePriceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_price_pb2.DeletePriceResponse, _abc.Awaitable[_price_pb2.DeletePriceResponse]]:
+        """Takes back a price that has not come into force. One that has is refused with STILL_NEEDED: leases were charged by it."""
+
+    @_abc_1.abstractmethod
+    def ListLedgerEntries(
+        self,
+        request: _ledger_pb2.ListLedgerEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.ListLedgerEntriesResponse, _abc.Awaitable[_ledger_pb2.ListLedgerEntriesResponse]]:
+        """What moved in the ledgers of one node, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetReport(
+        self,
+        request: _ledger_pb2.GetReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.GetReportResponse, _abc.Awaitable[_ledger_pb2.GetReportResponse]]:
+        """The chargeback report: what leases granted in a stretch of time were charged, beside what was foretold."""
 
 def add_QuotaServiceServicer_to_server(servicer: QuotaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

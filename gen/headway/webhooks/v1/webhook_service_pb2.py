@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from headway.jobs.v1 import job_pb2 as headway_dot_jobs_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headway/webhooks/v1/webhook_service.proto\x12\x13headway.webhooks.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headway/jobs/v1/job.proto\"\xb9\x01\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12)\n\x06states\x18\x04 \x03(\x0e\x32\x19.headway.jobs.v1.JobState\x12\x0f\n\x07job_set\x18\x05 \x01(\t\x12\x0f\n\x07\x63reator\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x14\x43reateWebhookRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12-\n\x07webhook\x18\x02 \x01(\x0b\x32\x1c.headway.webhooks.v1.Webhook\"V\n\x15\x43reateWebhookResponse\x12-\n\x07webhook\x18\x01 \x01(\x0b\x32\x1c.headway.webhooks.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"M\n\x13ListWebhooksRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x14ListWebhooksResponse\x12.\n\x08webhooks\x18\x01 \x03(\x0b\x32\x1c.headway.webhooks.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x14\x44\x65leteWebhookRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteWebhookResponse\"\x85\x02\n\x0fWebhookDelivery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".headway.webhooks.v1.DeliveryState\x12\r\n\x05tries\x18\x05 \x01(\x05\x12\x13\n\x0blast_result\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rnext_try_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x1cListWebhookDeliveriesRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"r\n\x1dListWebhookDeliveriesResponse\x12\x38\n\ndeliveries\x18\x01 \x03(\x0b\x32$.headway.webhooks.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x84\x01\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45LIVERY_STATE_DELIVERED\x10\x02\x12\x19\n\x15\x44\x45LIVERY_STATE_FAILED\x10\x03\x32\xda\x03\n\x0eWebhookService\x12k\n\rCreateWebhook\x12).headway.webhooks.v1.CreateWebhookRequest\x1a*.headway.webhooks.v1.CreateWebhookResponse\"\x03\x90\x02\x02\x12h\n\x0cListWebhooks\x12(.headway.webhooks.v1.ListWebhooksRequest\x1a).headway.webhooks.v1.ListWebhooksResponse\"\x03\x90\x02\x01\x12k\n\rDeleteWebhook\x12).headway.webhooks.v1.DeleteWebhookRequest\x1a*.headway.webhooks.v1.DeleteWebhookResponse\"\x03\x90\x02\x02\x12\x83\x01\n\x15ListWebhookDeliveries\x12\x31.headway.webhooks.v1.ListWebhookDeliveriesRequest\x1a\x32.headway.webhooks.v1.ListWebhookDeliveriesResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headway/webhooks/v1/webhook_service.proto\x12\x13headway.webhooks.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19headway/jobs/v1/job.proto\"\xd0\x01\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12)\n\x06states\x18\x04 \x03(\x0e\x32\x19.headway.jobs.v1.JobState\x12\x0f\n\x07job_set\x18\x05 \x01(\t\x12\x0f\n\x07\x63reator\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rbudget_alerts\x18\x08 \x01(\x08\"Y\n\x14\x43reateWebhookRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12-\n\x07webhook\x18\x02 \x01(\x0b\x32\x1c.headway.webhooks.v1.Webhook\"V\n\x15\x43reateWebhookResponse\x12-\n\x07webhook\x18\x01 \x01(\x0b\x32\x1c.headway.webhooks.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"M\n\x13ListWebhooksRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x14ListWebhooksResponse\x12.\n\x08webhooks\x18\x01 \x03(\x0b\x32\x1c.headway.webhooks.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x14\x44\x65leteWebhookRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteWebhookResponse\"\x85\x02\n\x0fWebhookDelivery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".headway.webhooks.v1.DeliveryState\x12\r\n\x05tries\x18\x05 \x01(\x05\x12\x13\n\x0blast_result\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rnext_try_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x1cListWebhookDeliveriesRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"r\n\x1dListWebhookDeliveriesResponse\x12\x38\n\ndeliveries\x18\x01 \x03(\x0b\x32$.headway.webhooks.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x84\x01\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45LIVERY_STATE_DELIVERED\x10\x02\x12\x19\n\x15\x44\x45LIVERY_STATE_FAILED\x10\x03\x32\xda\x03\n\x0eWebhookService\x12k\n\rCreateWebhook\x12).headway.webhooks.v1.CreateWebhookRequest\x1a*.headway.webhooks.v1.CreateWebhookResponse\"\x03\x90\x02\x02\x12h\n\x0cListWebhooks\x12(.headway.webhooks.v1.ListWebhooksRequest\x1a).headway.webhooks.v1.ListWebhooksResponse\"\x03\x90\x02\x01\x12k\n\rDeleteWebhook\x12).headway.webhooks.v1.DeleteWebhookRequest\x1a*.headway.webhooks.v1.DeleteWebhookResponse\"\x03\x90\x02\x02\x12\x83\x01\n\x15ListWebhookDeliveries\x12\x31.headway.webhooks.v1.ListWebhookDeliveriesRequest\x1a\x32.headway.webhooks.v1.ListWebhookDeliveriesResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,28 +41,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEBHOOKSERVICE'].methods_by_name['DeleteWebhook']._serialized_options = b'\220\002\002'
   _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhookDeliveries']._loaded_options = None
   _globals['_WEBHOOKSERVICE'].methods_by_name['ListWebhookDeliveries']._serialized_options = b'\220\002\001'
-  _globals['_DELIVERYSTATE']._serialized_start=1230
-  _globals['_DELIVERYSTATE']._serialized_end=1362
+  _globals['_DELIVERYSTATE']._serialized_start=1253
+  _globals['_DELIVERYSTATE']._serialized_end=1385
   _globals['_WEBHOOK']._serialized_start=127
-  _globals['_WEBHOOK']._serialized_end=312
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=314
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=403
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=405
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=491
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=493
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=570
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=572
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=667
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=669
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=731
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=733
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=756
-  _globals['_WEBHOOKDELIVERY']._serialized_start=759
-  _globals['_WEBHOOKDELIVERY']._serialized_end=1020
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=1022
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=1111
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=1113
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=1227
-  _globals['_WEBHOOKSERVICE']._serialized_start=1365
-  _globals['_WEBHOOKSERVICE']._serialized_end=1839
+  _globals['_WEBHOOK']._serialized_end=335
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=337
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=426
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=428
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=514
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=516
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=593
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=595
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=690
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=692
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=754
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=756
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=779
+  _globals['_WEBHOOKDELIVERY']._serialized_start=782
+  _globals['_WEBHOOKDELIVERY']._serialized_end=1043
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=1045
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=1134
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=1136
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=1250
+  _globals['_WEBHOOKSERVICE']._serialized_start=1388
+  _globals['_WEBHOOKSERVICE']._serialized_end=1862
 # @@protoc_insertion_point(module_scope)

@@ -62,6 +62,7 @@ class Webhook(_message.Message):
     JOB_SET_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    BUDGET_ALERTS_FIELD_NUMBER: _builtins.int
     webhook_id: _builtins.str
     """UUID, chosen by the server."""
     project: _builtins.str
@@ -72,6 +73,8 @@ class Webhook(_message.Message):
     """Only jobs of this job set. Empty: all."""
     creator: _builtins.str
     """Who added it."""
+    budget_alerts: _builtins.bool
+    """Whether it hears of budgets too, of the project's and of those that name the project: each level of each once in a period."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobState.ValueType]:
         """Which final states it hears of. Empty: all."""
@@ -90,10 +93,11 @@ class Webhook(_message.Message):
         job_set: _builtins.str = ...,
         creator: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        budget_alerts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "job_set", b"job_set", "project", b"project", "states", b"states", "url", b"url", "webhook_id", b"webhook_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_alerts", b"budget_alerts", "create_time", b"create_time", "creator", b"creator", "job_set", b"job_set", "project", b"project", "states", b"states", "url", b"url", "webhook_id", b"webhook_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,7 +115,7 @@ class CreateWebhookRequest(_message.Message):
     """UUID chosen by the client. Required."""
     @_builtins.property
     def webhook(self) -> Global___Webhook:
-        """The endpoint: project, url, states, job_set. Required."""
+        """The endpoint: project, url, states, job_set, budget_alerts. Required."""
 
     def __init__(
         self,
@@ -275,7 +279,7 @@ class WebhookDelivery(_message.Message):
     webhook_id: _builtins.str
     """The endpoint."""
     job_id: _builtins.str
-    """The job it tells of."""
+    """The job it tells of; empty: a budget."""
     state: Global___DeliveryState.ValueType
     """Where it stands."""
     tries: _builtins.int

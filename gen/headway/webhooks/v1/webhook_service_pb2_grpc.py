@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class WebhookServiceStub:
-    """Notifications of a project's jobs that end, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes.
+    """Notifications of a project's jobs that end and of budgets, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes.
     """
 
     def __init__(self, channel):
@@ -58,7 +58,7 @@ class WebhookServiceStub:
 
 
 class WebhookServiceServicer:
-    """Notifications of a project's jobs that end, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes.
+    """Notifications of a project's jobs that end and of budgets, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes.
     """
 
     def CreateWebhook(self, request, context):
@@ -121,7 +121,7 @@ def add_WebhookServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WebhookService:
-    """Notifications of a project's jobs that end, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes.
+    """Notifications of a project's jobs that end and of budgets, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WebhookServiceStub:
-    """Notifications of a project's jobs that end, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes."""
+    """Notifications of a project's jobs that end and of budgets, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +44,7 @@ class WebhookServiceStub:
 
 @_typing.type_check_only
 class WebhookServiceAsyncStub(WebhookServiceStub):
-    """Notifications of a project's jobs that end, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes."""
+    """Notifications of a project's jobs that end and of budgets, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.CreateWebhookRequest, _webhook_service_pb2.CreateWebhookResponse]  # type: ignore[assignment]
@@ -57,7 +57,7 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
     """What was sent to an endpoint and what it answered, newest first. Kept for 30 days."""
 
 class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Notifications of a project's jobs that end, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes."""
+    """Notifications of a project's jobs that end and of budgets, sent by HTTP POST and signed as Standard Webhooks 1.0 prescribes."""
 
     @_abc_1.abstractmethod
     def CreateWebhook(
