@@ -11,8 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.attempts.fence import lock_jobs, stale
-from control_plane.db.events import EventType, Happening, append_events, notify
-from control_plane.db.leases import Ending, end_leases
+from control_plane.db.events import EventType, Happening, notify
+from control_plane.db.histories import History, append_histories
+from control_plane.db.leases import Ending, close_leases
 from control_plane.db.tables import CHANNEL_SCHEDULER
 from control_plane.errors import RefusedError
 from control_plane.jobs import states
@@ -99,7 +100,7 @@ async def finish_jobs(
             final[end.job_id] = JobEnd(end.job_id, end.attempt, reached[end.job_id], failure)
         outcomes.append(reached[end.job_id])
     if final:
-        await _write(connection, final)
+        await _write(connection, final, {job_id: JobState(jobs[job_id]["state"]) for job_id in final})
     return outcomes
 
 
@@ -119,24 +120,24 @@ def _target(current: JobState, end: JobEnd) -> tuple[JobState, Mapping[str, Any]
     return states.apply(current, states.FAIL), end.failure
 
 
-async def _write(connection: AsyncConnection, final: Mapping[str, JobEnd]) -> None:
+async def _write(connection: AsyncConnection, final: Mapping[str, JobEnd], before: Mapping[str, JobState]) -> None:
     job_ids = list(final)
+    histories = {job_id: History(job_id, before[job_id]) for job_id in job_ids}
     still_open = (await connection.execute(_OPEN_LEASES, {"job_ids": job_ids})).all()
-    if still_open:
-        await end_leases(connection, [Ending(row.lease_id, _outcome(final[row.job_id].state)) for row in still_open])
+    endings = [Ending(row.lease_id, _outcome(final[row.job_id].state)) for row in still_open]
+    for lease in await close_leases(connection, endings) if endings else ():
+        history = histories[lease.job_id]
+        history.events.append((EventType.LEASE_ENDED, lease.ended))
+        if lease.granted_kind is not None:
+            history.used_ms[lease.granted_kind] = history.used_ms.get(lease.granted_kind, 0) + lease.used_ms
     failures = {job_id: end.failure for job_id, end in final.items() if end.failure is not None}
     if failures:
         told = [json.dumps(dict(failure)) for failure in failures.values()]
         await connection.execute(_FAILURES, {"job_ids": list(failures), "failures": told})
-    changed = [
-        Happening(
-            job_id,
-            {} if end.failure is None else {"kind": end.failure["kind"], "message": end.failure["message"]},
-            state=end.state,
-        )
-        for job_id, end in final.items()
-    ]
-    await append_events(connection, EventType.STATE_CHANGED, changed)
+    for job_id, end in final.items():
+        detail = {} if end.failure is None else {"kind": end.failure["kind"], "message": end.failure["message"]}
+        histories[job_id].events.append((EventType.STATE_CHANGED, Happening(job_id, detail, state=end.state)))
+    await append_histories(connection, list(histories.values()))
     await connection.execute(_WITHDRAW, {"job_ids": job_ids})
     await notify(connection, CHANNEL_SCHEDULER)
 

@@ -11,7 +11,8 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.attempts.fence import lock_jobs, stale
-from control_plane.db.events import EventType, Happening, append_events, notify
+from control_plane.db.events import EventType, Happening, notify
+from control_plane.db.histories import History, append_histories
 from control_plane.db.tables import CHANNEL_SCHEDULER
 from control_plane.errors import RefusedError
 from control_plane.jobs import states
@@ -107,23 +108,21 @@ async def request_leases(connection: AsyncConnection, requests: Sequence[LeaseRe
 async def _append(connection: AsyncConnection, stored: Sequence[LeaseRequest], jobs: dict[str, RowMapping]) -> None:
     if not stored:
         return
-    begun = dict.fromkeys(request.job_id for request in stored if jobs[request.job_id]["state"] == JobState.STARTING)
-    running = states.apply(JobState.STARTING, states.RUN)
-    if begun:
-        await append_events(connection, EventType.STATE_CHANGED, [Happening(job_id, state=running) for job_id in begun])
-    asked = [
-        Happening(
-            request.job_id,
-            {
-                "lease_id": request.lease_id,
-                "accelerators": request.shape.accelerators,
-                "accelerator_kind": request.shape.kind,
-            },
-            phase=request.phase,
-        )
-        for request in stored
-    ]
-    await append_events(connection, EventType.LEASE_REQUESTED, asked)
+    histories: dict[str, History] = {}
+    for request in stored:
+        job_id = request.job_id
+        if job_id not in histories:
+            histories[job_id] = history = History(job_id, JobState(jobs[job_id]["state"]))
+            if history.state is JobState.STARTING:
+                running = states.apply(JobState.STARTING, states.RUN)
+                history.events.append((EventType.STATE_CHANGED, Happening(job_id, state=running)))
+        detail = {
+            "lease_id": request.lease_id,
+            "accelerators": request.shape.accelerators,
+            "accelerator_kind": request.shape.kind,
+        }
+        histories[job_id].events.append((EventType.LEASE_REQUESTED, Happening(job_id, detail, phase=request.phase)))
+    await append_histories(connection, list(histories.values()))
     await notify(connection, CHANNEL_SCHEDULER)
 
 

@@ -38,6 +38,27 @@ class Ending:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ClosedLease:
+    """A lease that has ended.
+
+    Attributes:
+        lease_id: the lease.
+        job_id: its job.
+        granted_kind: of the accelerators it held; None: it was never granted.
+        used_ms: accelerator-milliseconds, from grant to end.
+        ended: what LEASE_ENDED says of it.
+        lost: what ATTEMPT_LOST says, where an attempt was.
+    """
+
+    lease_id: str
+    job_id: str
+    granted_kind: str | None
+    used_ms: int
+    ended: Happening
+    lost: Happening | None
+
+
 _LOCK_JOBS = text(
     """
     SELECT job_id FROM jobs
@@ -93,16 +114,31 @@ async def end_leases(connection: AsyncConnection, endings: Sequence[Ending]) -> 
     """
     lease_ids = [ending.lease_id for ending in endings]
     await connection.execute(_LOCK_JOBS, {"lease_ids": lease_ids})
-    outcomes = [ending.outcome for ending in endings]
-    rows = (await connection.execute(_END, {"lease_ids": lease_ids, "outcomes": outcomes})).all()
-    if not rows:
+    closed = await close_leases(connection, endings)
+    if not closed:
         return {}
-    ended = {row.lease_id: row for row in rows}
-    await _settle(connection, rows)
-    await settle_many(connection, [LeaseUse(row.lease_id, row.accelerator_ms) for row in rows if row.granted_kind is not None])
-    await _append_events(connection, [(ending, ended[ending.lease_id]) for ending in endings if ending.lease_id in ended])
+    await _settle(connection, closed)
+    await append_events(connection, EventType.LEASE_ENDED, [lease.ended for lease in closed])
+    await append_events(connection, EventType.ATTEMPT_LOST, [lease.lost for lease in closed if lease.lost is not None])
     await notify(connection, CHANNEL_SCHEDULER)
-    return {row.lease_id: int(row.accelerator_ms) for row in rows}
+    return {lease.lease_id: lease.used_ms for lease in closed}
+
+
+async def close_leases(connection: AsyncConnection, endings: Sequence[Ending]) -> list[ClosedLease]:
+    """Of `end_leases` what concerns the leases alone, their budgets included: for those who write the jobs themselves.
+
+    Args:
+        connection: a connection in a transaction that has locked the leases' jobs.
+        endings: of each lease one.
+
+    Returns:
+        The leases that this ended, in the order given, with what their jobs are to be told.
+    """
+    parameters = {"lease_ids": [ending.lease_id for ending in endings], "outcomes": [ending.outcome for ending in endings]}
+    rows = {row.lease_id: row for row in await connection.execute(_END, parameters)}
+    uses = [LeaseUse(row.lease_id, row.accelerator_ms) for row in rows.values() if row.granted_kind is not None]
+    await settle_many(connection, uses)
+    return [_closed(ending, rows[ending.lease_id]) for ending in endings if ending.lease_id in rows]
 
 
 async def end_open_leases(connection: AsyncConnection, job_id: str, outcome: str, reason: str = "") -> None:
@@ -113,30 +149,27 @@ async def end_open_leases(connection: AsyncConnection, job_id: str, outcome: str
         await end_leases(connection, [Ending(lease_id, outcome, reason) for lease_id in lease_ids])
 
 
-async def _settle(connection: AsyncConnection, ended: Sequence[Row[Any]]) -> None:
+async def _settle(connection: AsyncConnection, closed: Sequence[ClosedLease]) -> None:
     used: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for row in ended:
-        if row.granted_kind is not None:
-            used[row.job_id][row.granted_kind] += row.accelerator_ms
+    for lease in closed:
+        if lease.granted_kind is not None:
+            used[lease.job_id][lease.granted_kind] += lease.used_ms
     if used:
         settled = {"job_ids": list(used), "used": [json.dumps(by_kind) for by_kind in used.values()]}
         await connection.execute(_SETTLE, settled)
 
 
-async def _append_events(connection: AsyncConnection, ended: Sequence[tuple[Ending, Row[Any]]]) -> None:
-    endings: list[Happening] = []
-    losses: list[Happening] = []
-    for ending, row in ended:
-        said = {"reason": ending.reason} if ending.reason else {}
-        detail: dict[str, Any] = {
-            "lease_id": ending.lease_id,
-            "outcome": ending.outcome,
-            "accelerators": row.accelerators,
-            "accelerator_kind": row.granted_kind or "",
-            "accelerator_seconds": row.accelerator_ms / 1000,
-        }
-        endings.append(Happening(row.job_id, detail | said, phase=row.phase, attempt=row.attempt))
-        if ending.outcome == OUTCOME_LOST and row.attempt is not None:
-            losses.append(Happening(row.job_id, {"lease_id": ending.lease_id} | said, phase=row.phase, attempt=row.attempt))
-    await append_events(connection, EventType.LEASE_ENDED, endings)
-    await append_events(connection, EventType.ATTEMPT_LOST, losses)
+def _closed(ending: Ending, row: Row[Any]) -> ClosedLease:
+    said = {"reason": ending.reason} if ending.reason else {}
+    detail: dict[str, Any] = {
+        "lease_id": ending.lease_id,
+        "outcome": ending.outcome,
+        "accelerators": row.accelerators,
+        "accelerator_kind": row.granted_kind or "",
+        "accelerator_seconds": row.accelerator_ms / 1000,
+    }
+    ended = Happening(row.job_id, detail | said, phase=row.phase, attempt=row.attempt)
+    lost = None
+    if ending.outcome == OUTCOME_LOST and row.attempt is not None:
+        lost = Happening(row.job_id, {"lease_id": ending.lease_id} | said, phase=row.phase, attempt=row.attempt)
+    return ClosedLease(ending.lease_id, row.job_id, row.granted_kind, int(row.accelerator_ms), ended, lost)
