@@ -64,8 +64,8 @@ _LEASE = f"""
     FROM leases JOIN jobs USING (job_id)
 """  # noqa: S608 - constants
 _OPEN_LEASES = f"{_LEASE} WHERE leases.state IN ('REQUESTED','GRANTED')"
-# A job's state says whether its requests wait.
-_LEASES_OF_JOBS = f"{_LEASE} WHERE leases.job_id = ANY($1::uuid[]) AND leases.state IN ('REQUESTED','GRANTED')"
+# A job's state says whether its requests wait. Without the concatenation the planner would look through all open leases.
+_LEASES_OF_JOBS = f"{_LEASE} WHERE leases.job_id = ANY($1::uuid[]) AND leases.state || '' IN ('REQUESTED','GRANTED')"
 _NAMED_LEASES = f"{_LEASE} WHERE lease_id = ANY($1::uuid[])"
 
 _WORKERS = """
@@ -78,7 +78,7 @@ _PAST_USE = "SELECT project, accelerator_ms, (extract(epoch FROM as_of) * 100000
 # What leases used that ended since the notes were last taken: counted when their notes go, so exactly once.
 _ENDED_USE = """
     SELECT project, sum(accelerator_ms)::bigint FROM leases
-    WHERE state = 'ENDED' AND accelerator_ms > 0 AND lease_id = ANY($1::uuid[]) GROUP BY project
+    WHERE lease_id = ANY($1::uuid[]) AND ended_at IS NOT NULL AND accelerator_ms > 0 GROUP BY project
 """
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from control_plane.attempts.fence import lock_jobs, stale
 from control_plane.db.events import EventType, Happening, notify
 from control_plane.db.histories import History, append_histories
-from control_plane.db.leases import Ending, close_leases
+from control_plane.db.leases import Ending, close_leases, settle_leases
 from control_plane.db.tables import CHANNEL_SCHEDULER
 from control_plane.errors import RefusedError
 from control_plane.jobs import states
@@ -125,7 +125,8 @@ async def _write(connection: AsyncConnection, final: Mapping[str, JobEnd], befor
     histories = {job_id: History(job_id, before[job_id]) for job_id in job_ids}
     still_open = (await connection.execute(_OPEN_LEASES, {"job_ids": job_ids})).all()
     endings = [Ending(row.lease_id, _outcome(final[row.job_id].state)) for row in still_open]
-    for lease in await close_leases(connection, endings) if endings else ():
+    closed = await close_leases(connection, endings) if endings else []
+    for lease in closed:
         history = histories[lease.job_id]
         history.events.append((EventType.LEASE_ENDED, lease.ended))
         if lease.granted_kind is not None:
@@ -139,6 +140,7 @@ async def _write(connection: AsyncConnection, final: Mapping[str, JobEnd], befor
         histories[job_id].events.append((EventType.STATE_CHANGED, Happening(job_id, detail, state=end.state)))
     await append_histories(connection, list(histories.values()))
     await connection.execute(_WITHDRAW, {"job_ids": job_ids})
+    await settle_leases(connection, closed)
     await notify(connection, CHANNEL_SCHEDULER)
 
 

@@ -20,7 +20,8 @@ from control_plane.jobs.states import JobPhase, JobState
 from scheduler.core.types import Resource, Shape
 
 _KNOWN = text("SELECT lease_id::text, job_id::text FROM leases WHERE lease_id = ANY(CAST(:lease_ids AS uuid[]))")
-# A job that asks again after its last lease was asked to yield goes on from where that one stood.
+# A job that asks again after its last lease was asked to yield goes on from where that one stood. A lease that has ended is known
+# by when: its state would tempt the planner to look through all that have.
 _STORE = text(
     """
     INSERT INTO leases (
@@ -32,7 +33,7 @@ _STORE = text(
         coalesce(
             (
                 SELECT CASE WHEN preempted_at IS NOT NULL AND outcome <> 'completed' THEN waiting_since END FROM leases AS last
-                WHERE last.job_id = given.job_id AND state = 'ENDED' AND granted_at IS NOT NULL
+                WHERE last.job_id = given.job_id AND ended_at IS NOT NULL AND granted_at IS NOT NULL
                 ORDER BY ended_at DESC LIMIT 1
             ),
             now()

@@ -120,12 +120,13 @@ async def end_leases(connection: AsyncConnection, endings: Sequence[Ending]) -> 
     await _settle(connection, closed)
     await append_events(connection, EventType.LEASE_ENDED, [lease.ended for lease in closed])
     await append_events(connection, EventType.ATTEMPT_LOST, [lease.lost for lease in closed if lease.lost is not None])
+    await settle_leases(connection, closed)
     await notify(connection, CHANNEL_SCHEDULER)
     return {lease.lease_id: lease.used_ms for lease in closed}
 
 
 async def close_leases(connection: AsyncConnection, endings: Sequence[Ending]) -> list[ClosedLease]:
-    """Of `end_leases` what concerns the leases alone, their budgets included: for those who write the jobs themselves.
+    """Of `end_leases` what concerns the leases alone: for those who write the jobs themselves, and then call `settle_leases`.
 
     Args:
         connection: a connection in a transaction that has locked the leases' jobs.
@@ -136,9 +137,14 @@ async def close_leases(connection: AsyncConnection, endings: Sequence[Ending]) -
     """
     parameters = {"lease_ids": [ending.lease_id for ending in endings], "outcomes": [ending.outcome for ending in endings]}
     rows = {row.lease_id: row for row in await connection.execute(_END, parameters)}
-    uses = [LeaseUse(row.lease_id, row.accelerator_ms) for row in rows.values() if row.granted_kind is not None]
-    await settle_many(connection, uses)
     return [_closed(ending, rows[ending.lease_id]) for ending in endings if ending.lease_id in rows]
+
+
+async def settle_leases(connection: AsyncConnection, closed: Sequence[ClosedLease]) -> None:
+    """Settles in the budgets what leases used. The last step: the ledgers it locks are those that all of a project wait for."""
+    await settle_many(
+        connection, [LeaseUse(lease.lease_id, lease.used_ms) for lease in closed if lease.granted_kind is not None]
+    )
 
 
 async def end_open_leases(connection: AsyncConnection, job_id: str, outcome: str, reason: str = "") -> None:
