@@ -83,6 +83,8 @@ class Budgets:
 
     def _on_path(self, leaf: NodeIndex) -> tuple[NodeIndex, ...]:
         """The nodes that have one, from the leaf up."""
+        if not self._left:
+            return ()
         found = self._holders.get(leaf)
         if found is None:
             found = self._holders[leaf] = tuple(node for node in self._tree.path(leaf) if node in self._left)

@@ -7,7 +7,7 @@ turn the keys of one path change, and no others: the cost of a node depends on n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
@@ -69,7 +69,10 @@ class FairOrder:
                 del entries[node]
             else:
                 entry = entries[node] = self._entry(node, ahead)
-                heappush(heap, entry)
+                if heap and heap[0][-1] == node:
+                    heapreplace(heap, entry)
+                else:
+                    heappush(heap, entry)
             # What a node was before stays in the heap until it comes up.
             while heap and entries.get(heap[0][-1]) is not heap[0]:
                 heappop(heap)

@@ -69,6 +69,8 @@ class Preemption:
             pools: those that its shape and budgets allow, in the order of rule 5.
         """
         for pool in pools:
+            if not self._settled.candidates(pool):
+                continue
             search = Search(self._settled, request, pool)
             if not search.fits() and (victims := search.victims()):
                 return self._decide(search, victims)

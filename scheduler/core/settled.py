@@ -40,17 +40,19 @@ class Settled:
                 self.tree.remove(self.tree.leaf(lease.queue), lease.pool, lease.shape.total)
         for request, pool in self._claims:
             self.tree.add(self.tree.leaf(request.queue), pool, request.shape.total)
-        self._classes: dict[tuple[str, int], PriorityClass] = {}
+        self._alike: dict[tuple[str, int, str, int], Alike] = {}
         self._candidates: dict[str, Candidates] = {}
 
     def alike(self, of: Lease | Request, pool: str) -> Alike:
         """What the rules ask of a lease, or of a request in a pool."""
-        found = self._classes.get((of.queue, of.priority))
+        # Who asks for the same mostly has the same object, and that is much faster to find; leases and requests keep it alive.
+        asked = of.queue, of.priority, pool, id(of.shape)
+        found = self._alike.get(asked)
         if found is None:
-            demoted = self.tree.demoted(self.tree.leaf(of.queue))
-            found = PriorityClass.SCAVENGER if demoted else class_of(of.priority)
-            self._classes[of.queue, of.priority] = found
-        return Alike(self.tree.leaf(of.queue), found, pool, of.shape.total)
+            leaf = self.tree.leaf(of.queue)
+            priority_class = PriorityClass.SCAVENGER if self.tree.demoted(leaf) else class_of(of.priority)
+            found = self._alike[asked] = Alike(leaf, priority_class, pool, of.shape.total)
+        return found
 
     def candidates(self, pool: str) -> Candidates:
         """What could yield in a pool."""
@@ -82,6 +84,8 @@ class Settled:
         )
         for other, candidates in self._candidates.items():
             candidates.changed(victims if other == pool else ())
-        if not request.preempted:
-            # The search did not keep it; whoever asks next counts anew.
-            self.__dict__.pop("standing", None)
+        if not request.preempted and "standing" in self.__dict__:
+            # The search did not keep it.
+            for victim in victims:
+                self.standing.change(victim.alike, -1)
+            self.standing.change(self.alike(request, pool), 1)

@@ -78,6 +78,9 @@ class Candidates:
         for lease, alike in leases:
             self._group(alike).add(lease, now)
 
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
     def _group(self, alike: Alike) -> _Group:
         found = self._groups.get(alike)
         if found is None:
