@@ -92,8 +92,9 @@ class Explanation:
         within_quota: Pool | None = None
         room: list[Pool] = []
         pools = state.in_order(leaf, demand, demand.pools)
+        limited = state.budgets.limit(leaf)
         for pool in pools:
-            overdrawn = state.budgets.short(leaf, demand.shape, request.run_micros, pool)
+            overdrawn = state.budgets.short(leaf, demand.shape, request.run_micros, pool) if limited else None
             if overdrawn is not None and budget is None:
                 name = state.tree.nodes[overdrawn.node].name
                 budget = BudgetReached(name, overdrawn.unit, overdrawn.requested, overdrawn.left)

@@ -38,6 +38,10 @@ class Pass:
                     demand.close(pool)
         self._reservable = set(demands)
         """Those that some pool has no reservation for."""
+        self._beyond_quota: set[tuple[NodeIndex, Demand, str]] = set()
+        """What no room is kept for: its own limits are in the way, and use only grows in a pass; or it has too little."""
+        self._beside_full: set[tuple[Demand, str]] = set()
+        """What found no place beside the reservation in a pool; places only get fewer in a pass."""
         self._hopeless: set[tuple[Demand, str]] = set()
         """What would not fit even when all leases have ended."""
         self.reservations: list[Reservation] = []
@@ -91,11 +95,14 @@ class Pass:
             state.operations += state.cluster.known_in(pool.name) // 64 + 1
             reservation = state.cluster.reservation(pool.name)
             lasting = runs_into(reservation, request.request_id, request.run_micros, state.now)
-            placement = state.cluster.place(demand.shape, pool.name, lasting=lasting)
-            if placement is not None:
-                state.grant(request, pool, placement)
-                group.granted()
-                return True
+            if not (lasting and (demand, pool.name) in self._beside_full):
+                placement = state.cluster.place(demand.shape, pool.name, lasting=lasting)
+                if placement is not None:
+                    state.grant(request, pool, placement)
+                    group.granted()
+                    return True
+                if lasting:
+                    self._beside_full.add((demand, pool.name))
             if lasting and state.cluster.fits(demand.shape, pool.name):
                 self.held_back = True
             else:
@@ -118,14 +125,26 @@ class Pass:
         for pool in state.in_order(group.leaf, demand, demand.pools):
             if (
                 pool.name not in self._reserved_in
-                and state.usage.within_own_limits(group.leaf, pool.name, demand.amounts)
-                and state.idle_tree.short(group.leaf, pool.name, demand.amounts) is None
+                and self._quota_could_do(group.leaf, demand, pool)
                 and state.budgets.short(group.leaf, demand.shape, request.run_micros, pool) is None
                 # Where others' use of quota stood in the way, nobody may have looked for room.
                 and not (pool in demand.open_pools and state.cluster.fits(demand.shape, pool.name))
                 and self._reserve(request, demand, pool)
             ):
                 return
+
+    def _quota_could_do(self, leaf: NodeIndex, demand: Demand, pool: Pool) -> bool:
+        """Whether quota allows it once others use less."""
+        asked = leaf, demand, pool.name
+        if asked in self._beyond_quota:
+            return False
+        if (
+            self._state.usage.within_own_limits(leaf, pool.name, demand.amounts)
+            and self._state.idle_tree.short(leaf, pool.name, demand.amounts) is None
+        ):
+            return True
+        self._beyond_quota.add(asked)
+        return False
 
     def _reserve(self, request: Request, demand: Demand, pool: Pool) -> bool:
         """Keeps room for it where it will fit once leases have ended as they must; whether it will."""

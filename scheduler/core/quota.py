@@ -93,6 +93,7 @@ class QuotaTree:
         """Whether somebody on the way to the root keeps a part."""
         self._left = [list(subtree) for subtree in self._subtree]
         self._scale = buckets * 1000
+        self._weights = [node.weight for node in self.nodes]
         self._costs: list[int | None] = [0] * len(self.nodes)
         self._gates: list[list[tuple[_Gate, ...] | None]] = [[None] * named for _ in self.nodes]
 
@@ -291,7 +292,7 @@ class QuotaTree:
         """What the node uses beyond its quota, of all that can be lent, over its weight: in buckets; the largest over cells."""
         known = self._costs[node]
         if known is None:
-            left, root, weight = self._left[node], self._subtree[ROOT], self.nodes[node].weight
+            left, root, weight = self._left[node], self._subtree[ROOT], self._weights[node]
             known = 0
             for cell, amount in enumerate(left):
                 if amount < 0:
@@ -301,8 +302,10 @@ class QuotaTree:
 
     def weigh(self, node: NodeIndex, leaf: NodeIndex, pool: str, amounts: Amounts) -> tuple[bool, int]:
         """`borrows` and `cost` of a node on the leaf's path, were the amounts added at the leaf."""
-        left, known = self._left[node], self._costs[node]
-        borrowing, cost = False, self.cost(node) if known is None else known
+        left, cost = self._left[node], self._costs[node]
+        if cost is None:
+            cost = self.cost(node)
+        borrowing = False
         for resource, cell, _ in self._pools.get(pool, ()):
             amount = amounts[resource]
             if amount > 0:
@@ -311,7 +314,7 @@ class QuotaTree:
                 beyond = amount - left[cell]
                 if beyond > 0:
                     borrowing = True
-                    more = beyond * self._scale // ((self._subtree[ROOT][cell] or 1) * self.nodes[node].weight)
+                    more = beyond * self._scale // ((self._subtree[ROOT][cell] or 1) * self._weights[node])
                     cost = max(cost, more)
         return borrowing, cost
 

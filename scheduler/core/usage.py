@@ -47,10 +47,9 @@ class Usage:
 
     def within_own_limits(self, leaf: NodeIndex, pool: str, amounts: Amounts) -> bool:
         """Whether it is others' use alone, if anything, that quota holds against it."""
-        return all(
-            tree.short(leaf, pool, amounts, apart_from_root=True) is None
-            for tree in ((self.held,) if self.settled is self.held else (self.held, self.settled))
-        )
+        if self.held.short(leaf, pool, amounts, apart_from_root=True) is not None:
+            return False
+        return self.settled is self.held or self.settled.short(leaf, pool, amounts, apart_from_root=True) is None
 
     def grant(self, leaf: NodeIndex, pool: str, amounts: Amounts) -> None:
         """A lease is held from now on."""
