@@ -15,6 +15,8 @@ EXIT_STATUS = 86
 class Failpoint(StrEnum):
     """Where: at every boundary of a commit."""
 
+    BEFORE_TAKE_OVER = "before-take-over"
+    """A term is claimed, and not committed."""
     AFTER_TAKE_OVER = "after-take-over"
     """The term has begun; nothing has been read under it."""
     BEFORE_COMMIT = "before-commit"
@@ -25,6 +27,22 @@ class Failpoint(StrEnum):
     """Rows of the outbox are read; Temporal was not called."""
     AFTER_DISPATCH = "after-dispatch"
     """Temporal was called; that is not recorded."""
+    BEFORE_FORCED_END = "before-forced-end"
+    """A lease that did not yield in time is ended, and that is not committed."""
+    AFTER_FORCED_END = "after-forced-end"
+    """It is committed, and nobody was told."""
+    BEFORE_REPAIR = "before-repair"
+    """What the reconciler found is repaired, and that is not committed."""
+    AFTER_REPAIR = "after-repair"
+    """It is committed."""
+    BEFORE_GIVING_UP = "before-giving-up"
+    """A job whose intent can never be dispatched is failed, and that is not committed."""
+    AFTER_GIVING_UP = "after-giving-up"
+    """It is committed."""
+    BEFORE_DRAIN = "before-drain"
+    """Leases are asked to leave their node, and that is not committed."""
+    AFTER_DRAIN = "after-drain"
+    """It is committed, and nobody was told."""
 
 
 class _Armed:

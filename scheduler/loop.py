@@ -166,11 +166,14 @@ class RoundLoop:
 
         async def end(connection: AsyncConnection) -> int:
             epoch = await self._leadership.fence(connection)
-            return await self._writer(connection, epoch, {}, reading).end(
+            ended = await self._writer(connection, epoch, {}, reading).end(
                 [(lease.job_id, lease.lease_id, why) for lease in overdue]
             )
+            failpoints.reach(Failpoint.BEFORE_FORCED_END)
+            return ended
 
         ended = await in_transaction(self._engine, end)
+        failpoints.reach(Failpoint.AFTER_FORCED_END)
         self._dispatch.set()
         _log.warning("round.preempted_by_force", leases=ended)
         return True
