@@ -216,8 +216,10 @@ class Dispatcher:
             await self._leadership.fence(connection)
             await finish(connection, row["job_id"], JobState.FAILED, failure)
             await _mark_done(connection, [row["outbox_id"]], message)
+            failpoints.reach(Failpoint.BEFORE_GIVING_UP)
 
         await in_transaction(self._engine, fail)
+        failpoints.reach(Failpoint.AFTER_GIVING_UP)
 
 
 def _ignore_finished(error: RPCError) -> None:

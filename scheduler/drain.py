@@ -14,6 +14,8 @@ from control_plane.db.engine import in_transaction
 from control_plane.db.events import EventType, Happening, append_events, notify
 from control_plane.db.tables import CHANNEL_OUTBOX, CHANNEL_SCHEDULER
 from control_plane.jobs.states import UNDER_WAY
+from scheduler import failpoints
+from scheduler.failpoints import Failpoint
 from scheduler.leader import DeposedError, Leadership
 from scheduler.spans import decided
 from workers.workflows.contracts import PreemptOrder
@@ -79,10 +81,13 @@ class Drain:
         async def ask(connection: AsyncConnection) -> int:
             await self._leadership.fence(connection)
             await connection.execute(_LOCK_JOBS, {"ids": job_ids})
-            return await _ask(connection, nodes)
+            asked = await _ask(connection, nodes)
+            failpoints.reach(Failpoint.BEFORE_DRAIN)
+            return asked
 
         try:
             asked = await in_transaction(self._engine, ask)
+            failpoints.reach(Failpoint.AFTER_DRAIN)
         except DeposedError as error:
             _log.warning("drain.refused", reason=str(error))
             return self._period_seconds

@@ -18,6 +18,9 @@ import structlog
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from scheduler import failpoints
+from scheduler.failpoints import Failpoint
+
 _log = structlog.get_logger()
 
 _NAME = "scheduler"
@@ -77,6 +80,8 @@ class Leadership:
         was = self._epoch
         async with self._engine.begin() as connection:
             epoch = await self._claim(connection, _RENEW) or await self._claim(connection, _TAKE_OVER)
+            if epoch not in (None, was):
+                failpoints.reach(Failpoint.BEFORE_TAKE_OVER)
         self._epoch = epoch
         # From before the request: the database's term began no earlier, so it ends no earlier than this one.
         self._trusted_until = started + self._seconds * _TRUSTED_SHARE if epoch is not None else 0.0

@@ -25,6 +25,8 @@ from control_plane.db.events import EventType, append_event, notify
 from control_plane.db.leases import OUTCOME_LOST, end_open_leases
 from control_plane.db.tables import CHANNEL_OUTBOX, jobs, outbox
 from control_plane.jobs.states import FailureKind, JobState
+from scheduler import failpoints
+from scheduler.failpoints import Failpoint
 from scheduler.finish import finish
 from scheduler.leader import DeposedError, Leadership
 from workers.workflows.contracts import JobFailure
@@ -86,7 +88,7 @@ class Reconciler:
         if status is WorkflowExecutionStatus.RUNNING:
             return
 
-        async def repair(connection: AsyncConnection) -> str | None:
+        async def mend(connection: AsyncConnection) -> str | None:
             await self._leadership.fence(connection)
             # The workflow was looked at first and the job now: what it recorded before it closed is seen here.
             job = (await connection.execute(_STILL_OPEN, {"job_id": job_id})).one_or_none()
@@ -94,14 +96,18 @@ class Reconciler:
                 return None
             if status is None and job.state != JobState.CANCELLING:
                 await _start_anew(connection, job_id)
-                return "started anew"
-            failure = JobFailure(kind=FailureKind.PLATFORM, message=_closed_message(status))
-            return await finish(connection, job_id, JobState.FAILED, failure)
+                repair = "started anew"
+            else:
+                failure = JobFailure(kind=FailureKind.PLATFORM, message=_closed_message(status))
+                repair = str(await finish(connection, job_id, JobState.FAILED, failure))
+            failpoints.reach(Failpoint.BEFORE_REPAIR)
+            return repair
 
-        repaired = await in_transaction(self._engine, repair)
+        repaired = await in_transaction(self._engine, mend)
         if repaired is not None:
+            failpoints.reach(Failpoint.AFTER_REPAIR)
             found = "unknown" if status is None else status.name
-            _log.warning("reconcile.repaired", job_id=job_id, workflow=found, repair=str(repaired))
+            _log.warning("reconcile.repaired", job_id=job_id, workflow=found, repair=repaired)
 
     async def _status(self, job_id: str) -> WorkflowExecutionStatus | None:
         """The status of the job's newest workflow; None if Temporal knows none."""

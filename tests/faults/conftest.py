@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tests.faults.crashes import start
 from tests.integration.conftest import postgres, postgres_dsn, servers_dir, temporal_address
 from tests.integration.scheduler.conftest import temporal, world
 
-__all__ = ["postgres", "postgres_dsn", "servers_dir", "temporal", "temporal_address", "world"]
+__all__ = ["postgres", "postgres_dsn", "servers_dir", "start", "temporal", "temporal_address", "world"]
