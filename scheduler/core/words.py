@@ -20,7 +20,12 @@ from scheduler.core.reasons import (
 )
 from scheduler.core.types import ANY_KIND
 
-_RESOURCES = {"accelerators": "accelerators", "cpu_millis": "thousandths of a CPU", "memory_mib": "MiB of memory"}
+_RESOURCES = {
+    "accelerators": ("accelerator", "accelerators"),
+    "cpu_millis": ("thousandth of a CPU", "thousandths of a CPU"),
+    "memory_mib": ("MiB of memory", "MiB of memory"),
+}
+"""One, and any other number."""
 
 
 def words(reason: Reason) -> str:  # noqa: PLR0911, PLR0912 - a case for each reason, and no more
@@ -36,7 +41,7 @@ def words(reason: Reason) -> str:  # noqa: PLR0911, PLR0912 - a case for each re
         case ExceedsMaximum(requested, maximum, kind, resource, node):
             return f"exceeds maximum: asks for {_amount(requested, resource, kind)}; {node} may use at most {maximum}"
         case AdmissionWindow(admitted, maximum):
-            return f"admission: {admitted} of the project's jobs are under way; at most {maximum} may be"
+            return f"admission: {admitted} of the project's jobs {_are(admitted)} under way; at most {maximum} may be"
         case BudgetReached(node, "money", requested, left):
             return f"budget: needs {_money(requested)} at most; {node} has {_money(left)} left"
         case BudgetReached(node, _, requested, left):
@@ -44,7 +49,7 @@ def words(reason: Reason) -> str:  # noqa: PLR0911, PLR0912 - a case for each re
         case QuotaReached(node, pool, resource, requested, used, nominal, maximum):
             borrowing = "" if maximum == nominal else f", {nominal} of them its own"
             return (
-                f"quota: asks for {requested} {_RESOURCES.get(resource, resource)} of pool {pool}; "
+                f"quota: asks for {_counted(requested, resource)} of pool {pool}; "
                 f"{node} uses {used} of at most {maximum}{borrowing}"
             )
         case FairShare(queue, cost, _, ahead_cost):
@@ -53,11 +58,12 @@ def words(reason: Reason) -> str:  # noqa: PLR0911, PLR0912 - a case for each re
         case NoCapacity(requested, _, 0, kind, resource):
             return f"capacity: asks for {_amount(requested, resource, kind)}; no living worker has any"
         case NoCapacity(requested, free, total, kind, resource):
-            return f"capacity: asks for {_amount(requested, resource, kind)}; {free} of {total} are free"
+            return f"capacity: asks for {_amount(requested, resource, kind)}; {free} of {total} {_are(free)} free"
         case Fragmented(requested, placeable, free, kind):
             members = "1 member" if requested == 1 else f"{requested} members"
             return (
-                f"placement: has {members}, each whole on one worker; {placeable} fit now, with {_amount(free, '', kind)} free"
+                f"placement: has {members}, each whole on one worker; {placeable} {'fits' if placeable == 1 else 'fit'} now, "
+                f"with {_amount(free, '', kind)} free"
             )
         case Reserved(_, starts):
             return f"reserved: what is free is kept for one that has waited longer and starts by {_time(starts)}"
@@ -71,9 +77,17 @@ def words(reason: Reason) -> str:  # noqa: PLR0911, PLR0912 - a case for each re
 
 def _amount(number: int, resource: str, kind: str) -> str:
     if resource in ("", "accelerators"):
-        accelerators = "accelerator" if number == 1 else "accelerators"
-        return f"{number} {accelerators} of {'any kind' if kind == ANY_KIND else f'kind {kind}'}"
-    return f"{number} {_RESOURCES.get(resource, resource)}"
+        return f"{_counted(number, 'accelerators')} of {'any kind' if kind == ANY_KIND else f'kind {kind}'}"
+    return _counted(number, resource)
+
+
+def _counted(number: int, resource: str) -> str:
+    one, more = _RESOURCES.get(resource, (resource, resource))
+    return f"{number} {one if number == 1 else more}"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _money(millionths: int) -> str:

@@ -140,7 +140,7 @@ async def test_what_is_alike_shares_its_reason(world: World, leader: Leadership)
     await world.job(state="RUNNING")
     await rounds_of(world, leader, prepare_ahead_per_project=1).round()
     for job_id in (*alike, other, larger):
-        assert await world.waiting_reason(job_id) == "admission: 1 of the project's jobs are under way; at most 1 may be"
+        assert await world.waiting_reason(job_id) == "admission: 1 of the project's jobs is under way; at most 1 may be"
     assert len(await world.rows(HISTORY)) == 3
 
 
@@ -151,7 +151,7 @@ async def test_the_quota_holds(world: World, leader: Leadership) -> None:
     leases = [await world.request(job) for job in jobs]
     await rounds_of(world, leader).round()
     assert [(await world.row(LEASE, id=lease)).state for lease in leases] == ["GRANTED", "REQUESTED"]
-    assert await world.waiting_reason(jobs[1]) == "quota: asks for 1 accelerators of pool cpu; red uses 1 of at most 1"
+    assert await world.waiting_reason(jobs[1]) == "quota: asks for 1 accelerator of pool cpu; red uses 1 of at most 1"
 
 
 async def test_a_lease_that_expires_ends_as_lost_and_is_settled(world: World, leader: Leadership) -> None:
