@@ -1,9 +1,15 @@
-"""Why what waits does, as it is stored: by group, a row when it changes. Earlier rows stay, as the group's history."""
+"""Why what waits does, as it is stored: by group, a row when it changes. Earlier rows stay, as the group's history.
+
+Where only the numbers differ (how many are free may change with every round), the row follows a while later: a busy cluster
+would write one for each group and round.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, TypeAlias
 
 from pydantic_core import from_json, to_json
@@ -35,6 +41,8 @@ _WRITE = text(
     """
 )
 _NOTHING = "[]"
+_NUMBERS_SECONDS = 10.0
+"""How old a group's row is at least when one follows that differs in numbers only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +56,16 @@ class ReasonChanges:
 class ReasonBook:
     """What was last written, by group, so that only news is."""
 
-    def __init__(self, stored: Mapping[Key, str] | None = None) -> None:
+    def __init__(self, stored: Mapping[Key, str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begins with what is stored.
+
+        Args:
+            stored: reasons as JSON, of the groups that have any.
+            clock: seconds, which never go back.
+        """
+        self._clock = clock
         self._stored = dict(stored or {})
+        self._written: dict[Key, float] = {}
         self._reasons: dict[Key, tuple[Reason, ...]] = {}
 
     @classmethod
@@ -69,8 +85,12 @@ class ReasonBook:
         rows: dict[Key, str] = {}
         reasons: dict[Key, tuple[Reason, ...]] = {}
         waiting = {**_by_key("job", plan.waiting_jobs), **_by_key("lease", plan.waiting_requests)}
+        lately = self._clock() - _NUMBERS_SECONDS
         for key, given in waiting.items():
-            if self._reasons.get(key) == given:
+            known = self._reasons.get(key)
+            if known == given:
+                continue
+            if known is not None and self._written.get(key, lately) > lately and _subjects(known) == _subjects(given):
                 continue
             # What it had says more than that this round did not get to it.
             if given[0].code is ReasonCode.NOT_EVALUATED and key in self._stored:
@@ -85,12 +105,15 @@ class ReasonBook:
     def committed(self, changes: ReasonChanges) -> None:
         """The changes are stored."""
         self._reasons |= changes.reasons
+        now = self._clock()
         for key, told in changes.rows.items():
             if told == _NOTHING:
                 del self._stored[key]
                 self._reasons.pop(key, None)
+                self._written.pop(key, None)
             else:
                 self._stored[key] = told
+                self._written[key] = now
 
 
 async def write(connection: AsyncConnection, changes: ReasonChanges) -> None:
@@ -112,6 +135,17 @@ def _by_key(kind: str, groups: Iterable[Waiting]) -> dict[Key, tuple[Reason, ...
         (kind, waiting.group.queue, int(waiting.group.priority_class), text_of(waiting.group.shape)): waiting.reasons
         for waiting in groups
     }
+
+
+def _subjects(reasons: Sequence[Reason]) -> list[tuple[Any, ...]]:
+    """What reasons are and whom they are about, without the numbers."""
+    return [(reason.code, *(getattr(reason, name) for name in _subject_fields(type(reason)))) for reason in reasons]
+
+
+@cache
+def _subject_fields(kind: type[Reason]) -> tuple[str, ...]:
+    # Who is ahead changes as often as numbers do, and is not told.
+    return tuple(each.name for each in fields(kind) if each.type != "int" and each.name != "ahead_queue")
 
 
 def _told(reason: Reason) -> dict[str, Any]:
