@@ -254,6 +254,8 @@ class SchedulerSettings(_Section):
     """How long it is remembered why something waited, after something else held. What still holds is kept."""
     round_records_days: float = Field(default=30.0, gt=0)
     """How long the records of rounds are kept."""
+    record_inputs_every_rounds: int = Field(default=0, ge=0)
+    """Every so many rounds that decide something all that was decided on is recorded too, to be replayed; 0: never."""
     failpoint: str = ""
     """For tests of crashes: where the process ends as in a power cut; empty: nowhere."""
 

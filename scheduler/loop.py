@@ -18,6 +18,7 @@ from scheduler.brakes import BrakeLimits, PreemptionBrakes
 from scheduler.core.planner import plan
 from scheduler.core.types import GroupKey, Limits, Micros, Plan, Pool
 from scheduler.failpoints import Failpoint
+from scheduler.inputs import encode
 from scheduler.leader import DeposedError, Leadership
 from scheduler.routing import ROUTES
 from scheduler.snapshot import Reading, SnapshotReader
@@ -62,6 +63,7 @@ class RoundLoop:
         self._brakes = PreemptionBrakes(_brake_limits(settings))
         self._carried_over: tuple[GroupKey, ...] = ()
         self._epoch: int | None = None
+        self._recorded = 0
 
     async def round(self) -> float:
         """Runs one round; returns after how many seconds the next is due, 0 if this one left something over.
@@ -123,7 +125,10 @@ class RoundLoop:
             pools = {pool.name: pool for pool in snapshot.pools}
             written = Written()
             if decided.changes or reasons.rows or reading.change_ids:
-                written = await self._write(reading, decided, reasons, pools)
+                every = self._settings.record_inputs_every_rounds
+                due = bool(every and decided.changes) and self._recorded % every == 0
+                inputs = await asyncio.to_thread(encode, snapshot, reading.now, self._limits) if due else None
+                written = await self._write(reading, decided, reasons, pools, inputs)
         self._carried_over = decided.carried_over
         if written.changes:
             # Dispatch goes out right after the commit; the notification is for whoever leads next.
@@ -131,7 +136,9 @@ class RoundLoop:
             _log_round(written, time.monotonic() - started)
         return self._pause(reading) if decided.complete else 0.0
 
-    async def _write(self, reading: Reading, decided: Plan, reasons: ReasonChanges, pools: dict[str, Pool]) -> Written:
+    async def _write(
+        self, reading: Reading, decided: Plan, reasons: ReasonChanges, pools: dict[str, Pool], inputs: bytes | None
+    ) -> Written:
         async def write(connection: AsyncConnection) -> Written:
             epoch = await self._leadership.fence(connection)
             written = await self._writer(connection, epoch, pools, reading).write(decided)
@@ -140,7 +147,7 @@ class RoundLoop:
             await record.write_past_use(connection, reading.past_use)
             if decided.changes:
                 trace_id = trace_id_of(traceparent())
-                await record.write_round(connection, epoch, reading.now, reading.rows_sha256, decided, trace_id)
+                await record.write_round(connection, epoch, reading.now, reading.rows_sha256, decided, trace_id, inputs)
                 failpoints.reach(Failpoint.BEFORE_COMMIT)
             return written
 
@@ -148,6 +155,7 @@ class RoundLoop:
         if decided.changes:
             failpoints.reach(Failpoint.AFTER_COMMIT)
             self._reader.recorded()
+            self._recorded += 1
         if written.at is not None:
             expires = Micros(written.at + int(self._settings.lease_seconds * _MICROS))
             reading.state.carried_out(written.grants, written.admissions, written.at, expires)

@@ -18,8 +18,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _ROUND = text(
     """
-    INSERT INTO scheduling_rounds (leader_epoch, planned_at, snapshot_sha256, decisions, decision_count, trace_id)
-    VALUES (:epoch, :planned_at, :sha256, :decisions, :count, :trace_id)
+    INSERT INTO scheduling_rounds (leader_epoch, planned_at, snapshot_sha256, decisions, decision_count, trace_id, inputs)
+    VALUES (:epoch, :planned_at, :sha256, :decisions, :count, :trace_id, :inputs)
     """
 )
 _PAST_USE = text(
@@ -33,7 +33,13 @@ _TAKE_NOTES = text("DELETE FROM scheduler_changes WHERE change_id = ANY(CAST(:ch
 
 
 async def write_round(
-    connection: AsyncConnection, epoch: int, now: Micros, rows_sha256: str, plan: Plan, trace_id: str
+    connection: AsyncConnection,
+    epoch: int,
+    now: Micros,
+    rows_sha256: str,
+    plan: Plan,
+    trace_id: str,
+    inputs: bytes | None = None,
 ) -> None:
     """Records what was decided.
 
@@ -44,14 +50,16 @@ async def write_round(
         rows_sha256: of all rows read since the last record.
         plan: the decisions, whether or not they still held.
         trace_id: of the round.
+        inputs: all that it was decided on, as `scheduler.inputs` writes it, if that is to be kept.
     """
     parameters = {
         "epoch": epoch,
         "planned_at": _time(now),
         "sha256": rows_sha256,
-        "decisions": zstandard.compress(to_json(_decisions(plan))),
+        "decisions": zstandard.compress(decisions_json(plan)),
         "count": plan.changes,
         "trace_id": trace_id,
+        "inputs": inputs,
     }
     await connection.execute(_ROUND, parameters)
 
@@ -71,6 +79,11 @@ async def take_notes(connection: AsyncConnection, change_ids: Sequence[int]) -> 
     """Takes out the notes that a reading took in."""
     if change_ids:
         await connection.execute(_TAKE_NOTES, {"change_ids": list(change_ids)})
+
+
+def decisions_json(plan: Plan) -> bytes:
+    """What was decided, reasons apart; equal decisions are equal bytes."""
+    return to_json(_decisions(plan))
 
 
 def _decisions(plan: Plan) -> dict[str, Any]:

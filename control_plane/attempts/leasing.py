@@ -20,8 +20,8 @@ from control_plane.jobs.states import JobPhase, JobState
 from scheduler.core.types import Resource, Shape
 
 _KNOWN = text("SELECT lease_id::text, job_id::text FROM leases WHERE lease_id = ANY(CAST(:lease_ids AS uuid[]))")
-# A job that asks again after its last lease was asked to yield goes on from where that one stood. A lease that has ended is known
-# by when: its state would tempt the planner to look through all that have.
+# A job that asks again after its last lease was asked to yield goes on from where that one stood. A lease that has ended is
+# known by when: its state would tempt the planner to look through all that have.
 _STORE = text(
     """
     INSERT INTO leases (

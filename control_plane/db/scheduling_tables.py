@@ -98,6 +98,8 @@ scheduling_rounds = Table(
     Column("decisions", LargeBinary, nullable=False),
     Column("decision_count", Integer, nullable=False),
     Column("trace_id", Text, nullable=False, server_default=""),
+    # All that was decided on, as `scheduler.inputs` writes it; of some rounds only.
+    Column("inputs", LargeBinary),
     Index("ix_scheduling_rounds_planned_at", "planned_at"),
 )
 

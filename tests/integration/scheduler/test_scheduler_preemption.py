@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from scheduler_world import World
@@ -12,9 +13,12 @@ from control_plane.db.engine import in_transaction
 from control_plane.db.leases import end_lease
 from control_plane.jobs.states import JobPhase
 from control_plane.settings import SchedulerSettings
-from scheduler.core.types import Shape
+from scheduler.core.planner import plan
+from scheduler.core.snapshot import Snapshot
+from scheduler.core.types import Limits, Micros, Plan, Shape
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
+from scheduler.replay import replay
 
 LEASE = "SELECT * FROM leases WHERE lease_id = :id"
 
@@ -127,6 +131,38 @@ async def test_a_grant_that_the_budget_has_no_room_for_is_left_out(world: World,
     assert await in_transaction(world.engine, lambda connection: end_lease(connection, leases[0], "completed")) is not None
     await rounds_of(world, leader).round()
     assert (await world.row(LEASE, id=leases[1])).state == "GRANTED", "what was not used is there again"
+
+
+async def test_a_recorded_round_comes_out_the_same_from_its_record_alone(world: World, leader: Leadership) -> None:
+    await world.quota("red", "cpu", nominal=1, borrowing_limit=4, lending_limit=0)
+    await world.execute(
+        "INSERT INTO budgets (kind, scope, period, hard_ms, at_hard_limit, alert_percents, setter)"
+        " VALUES ('PROJECT', 'red', 'MONTH', 1000000000, 'STOP', '{}', 'x')"
+    )
+    for _ in range(3):
+        await world.job(priority=100)
+    rounds = rounds_of(world, leader, record_inputs_every_rounds=1)
+    await preempted(world, rounds)
+    recorded = [row.round_id for row in await world.rows("SELECT round_id FROM scheduling_rounds ORDER BY round_id")]
+    assert len(recorded) == 2
+    assert await replay(world.engine) == dict.fromkeys(recorded, True)
+
+    def without_preemption(snapshot: Snapshot, now: Micros, limits: Limits) -> Plan:
+        return plan(snapshot, now, replace(limits, run_minimum_micros=10**12))
+
+    assert await replay(world.engine, planner=without_preemption) == {recorded[0]: True, recorded[1]: False}
+    assert await replay(world.engine, recorded[1:]) == {recorded[1]: True}
+
+
+async def test_inputs_are_recorded_as_often_as_is_set(world: World, leader: Leadership) -> None:
+    for every, kept in ((0, [False, False]), (2, [True, False])):
+        await world.execute("DELETE FROM scheduling_rounds")
+        rounds = rounds_of(world, leader, record_inputs_every_rounds=every)
+        for _ in kept:
+            await world.job()
+            await rounds.round()
+        query = "SELECT inputs IS NOT NULL AS kept FROM scheduling_rounds ORDER BY round_id"
+        assert [row.kept for row in await world.rows(query)] == kept
 
 
 async def test_each_round_that_decides_is_recorded(world: World, leader: Leadership) -> None:
