@@ -43,7 +43,13 @@ _UNDER_WAY = """
 """
 _NODES = """
     INSERT INTO workers (name, incarnation, accelerator_kind, accelerators, heartbeat_at)
-    SELECT 'n' || number, gen_random_uuid(), 'h200', 8, now() + interval '1 hour' FROM generate_series(1, 100) AS number
+    SELECT 'n' || number, gen_random_uuid(), 'h200', CASE number WHEN 1 THEN 4096 ELSE 8 END, now() + interval '1 hour'
+    FROM generate_series(1, 100) AS number
+"""
+# What no node could hold is refused at submit; what no quota allows is the scheduler's to say.
+_QUOTA = """
+    INSERT INTO queue_nodes (kind, name, quotas) VALUES ('PROJECT', $1, jsonb_build_array(jsonb_build_object(
+        'pool', 'h200', 'resource', 'accelerators', 'nominal', 64, 'borrowing_limit', 0, 'lending_limit', NULL)))
 """
 
 
@@ -52,6 +58,7 @@ async def run(quick: bool) -> Figure:
     async with servers() as running:
         connection = await asyncpg.connect(running.dsn, command_timeout=300)
         await connection.execute(_NODES)
+        await connection.execute(_QUOTA, PROJECT)
         await connection.execute(_FILL, PROJECT, _PENDING)
         await connection.execute(_UNDER_WAY)
         await connection.execute("VACUUM ANALYZE jobs")
@@ -104,7 +111,7 @@ async def _verdicts(running: Servers, count: int) -> tuple[list[float], list[flo
 
 
 def _submission(number: int) -> job_service_pb2.SubmitJobRequest:
-    """More than the cluster has, each time another amount."""
+    """More than the project's quota allows, each time another amount."""
     spec = job_spec_pb2.FineTuneSpec(
         base_model=BASE_MODEL, dataset=job_spec_pb2.DatasetRef(name=DATASET), output_model=f"out-{number % 100}"
     )
