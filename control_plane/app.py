@@ -17,11 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from control_plane.attempts.servicer import AttemptServicer
 from control_plane.audit.servicer import AuditServicer
 from control_plane.audit.trail import AuditTrail
+from control_plane.budgets.prices import ensure_prices
 from control_plane.capacity.servicer import CapacityServicer
 from control_plane.collector import spare_collector
 from control_plane.datasets.object_store import ObjectStore
 from control_plane.datasets.servicer import DatasetServicer
-from control_plane.db.engine import create_engine
+from control_plane.db.engine import create_engine, in_transaction
 from control_plane.db.notifications import Notifications
 from control_plane.db.tables import (
     CHANNEL_EVENTS_POSITIONED,
@@ -36,7 +37,6 @@ from control_plane.identity.authenticator import Authenticator
 from control_plane.identity.bootstrap import bootstrap
 from control_plane.identity.servicer import IdentityServicer
 from control_plane.jobs.group_writer import GroupWriter
-from control_plane.jobs.planning import PriceList
 from control_plane.jobs.sequencer import Sequencer
 from control_plane.jobs.servicer import JobServicer
 from control_plane.logs.compaction import LogCompaction
@@ -50,7 +50,7 @@ from control_plane.rpc.pages import Cursors
 from control_plane.rpc.policy import BYTES_MAX, policy
 from control_plane.scheduling.foresight import Foresight
 from control_plane.scheduling.servicer import SchedulerServicer
-from control_plane.settings import ControlPlaneSettings, Settings, require
+from control_plane.settings import ControlPlaneSettings, IdentitySettings, PriceSettings, Settings, require
 from control_plane.streams.guard import StreamGuard
 from control_plane.streams.hub import EventHub
 from control_plane.streams.retention import EventRetention
@@ -146,7 +146,7 @@ class ControlPlane:
             writer = GroupWriter(engine)
             await writer.start()
             exits.push_async_callback(writer.stop)
-            await bootstrap(engine, identity)
+            await _seed(engine, identity, settings.prices)
             authenticator = Authenticator(engine, notifications, identity)
             await authenticator.start()
             exits.push_async_callback(authenticator.stop)
@@ -237,9 +237,11 @@ def _add_services(
     identity = require(settings.identity, "identity", "control_plane serve")
     secret_key = identity.secret_key.get_secret_value().encode()
     cursors = Cursors(secret_key)
-    prices = PriceList(settings.prices.currency, settings.prices.micros_per_hour) if settings.prices.micros_per_hour else None
+    currency = settings.prices.currency
     job_service_pb2_grpc.add_JobServiceServicer_to_server(
-        JobServicer(engine, writer=writer, prices=prices, cursors=cursors, hub=hub, guard=guard, heartbeat_seconds=heartbeat),
+        JobServicer(
+            engine, writer=writer, currency=currency, cursors=cursors, hub=hub, guard=guard, heartbeat_seconds=heartbeat
+        ),
         server,
     )
     log_service_pb2_grpc.add_LogServiceServicer_to_server(
@@ -257,12 +259,18 @@ def _add_services(
         IdentityServicer(engine, cursors, AttemptTokens(secret_key), identity.attempt_token_seconds), server
     )
     project_service_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectServicer(engine, cursors), server)
-    quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(engine, cursors, settings.prices.currency), server)
+    quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(engine, cursors, currency), server)
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(engine, cursors, store), server)
     scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(engine, cursors, foresight), server)
     webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(
         WebhookServicer(engine, cursors, settings.webhooks, Signer(secret_key)), server
     )
+
+
+async def _seed(engine: AsyncEngine, identity: IdentitySettings, prices: PriceSettings) -> None:
+    """What the settings say a database holds from its first start on."""
+    await bootstrap(engine, identity)
+    await in_transaction(engine, lambda connection: ensure_prices(connection, prices.micros_per_hour, "system:settings"))
 
 
 def _bind(server: grpc.aio.Server, own: ControlPlaneSettings) -> int:

@@ -25,6 +25,7 @@ from headway_client.telemetry import configure
 from scheduler import failpoints
 from scheduler.dispatch import Dispatcher
 from scheduler.drain import Drain
+from scheduler.estimates import EstimateRecorder
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
 from scheduler.prune import Pruner
@@ -100,6 +101,7 @@ async def _run(
         reconciler = Reconciler(engine, client, leadership, _RECONCILE_SECONDS)
         drain = Drain(engine, leadership, rules.poll_seconds)
         pruner = Pruner(engine, leadership, rules)
+        estimates = EstimateRecorder(engine, leadership, settings.prices.currency)
 
         async def campaign() -> float:
             led = leadership.epoch is not None
@@ -122,6 +124,7 @@ async def _run(
                 group.create_task(repeat("reconcile", reconciler.reconcile, reconcile_now)),
                 group.create_task(repeat("drain", drain.ask, asyncio.Event())),
                 group.create_task(repeat("prune", pruner.prune, asyncio.Event())),
+                group.create_task(repeat("estimate", estimates.record, asyncio.Event())),
             ]
             await stopped.wait()
             _log.info("scheduler.stopping")

@@ -350,10 +350,16 @@ def list_audit_records(
 
 
 def create_webhook(
-    project: str, url: str, states: Iterable[job_pb2.JobState.ValueType], job_set: str, request_id: str | None
+    project: str,
+    url: str,
+    states: Iterable[job_pb2.JobState.ValueType],
+    job_set: str,
+    request_id: str | None,
+    *,
+    budget_alerts: bool,
 ) -> webhooks.CreateWebhookRequest:
     """For WebhookService.CreateWebhook."""
-    webhook = build(webhooks.Webhook, project=project, url=url, states=states, job_set=job_set)
+    webhook = build(webhooks.Webhook, project=project, url=url, states=states, job_set=job_set, budget_alerts=budget_alerts)
     return build(webhooks.CreateWebhookRequest, request_id=new_id(request_id), webhook=webhook)
 
 

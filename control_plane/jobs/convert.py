@@ -7,11 +7,13 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from control_plane.budgets.estimates import JobCost
 from control_plane.jobs.spec_wire import spec_to_proto
 from control_plane.jobs.submission import StoredJob, Submission
 from control_plane.jobs.workflows import waiting_without_workflow
 from control_plane.rpc import convert
-from headway.jobs.v1 import job_pb2
+from governance.estimates import Range
+from headway.jobs.v1 import job_pb2, job_service_pb2, plan_pb2
 from headway_client import telemetry
 
 
@@ -96,3 +98,21 @@ def failure_from_proto(failure: job_pb2.Failure) -> dict[str, Any]:
         ],
         "violation_count": failure.violation_count,
     }
+
+
+def cost_to_proto(cost: JobCost) -> job_service_pb2.JobCost:
+    """What a job was foretold to cost and did cost, as a message."""
+    return job_service_pb2.JobCost(
+        estimated_held_ms=_interval(cost.held_ms),
+        estimated_micros=_interval(cost.micros),
+        held_ms=cost.used_ms,
+        charged_micros=cost.charged_micros,
+        reserved_micros=cost.reserved_micros,
+        open_leases=cost.open_reservations,
+        held_variance_ms=None if cost.held_variance is None else cost.held_variance.difference,
+        variance_micros=None if cost.money_variance is None else cost.money_variance.difference,
+    )
+
+
+def _interval(estimate: Range | None) -> plan_pb2.Interval | None:
+    return None if estimate is None else plan_pb2.Interval(low=estimate.low, high=estimate.high)

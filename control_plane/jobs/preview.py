@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from control_plane.budgets.prices import price_list
 from control_plane.jobs import planning
-from control_plane.jobs.planning import DataFacts, PriceList
+from control_plane.jobs.planning import DataFacts
 from control_plane.jobs.resolve import InputKind, inputs_of
 from control_plane.jobs.spec import JobSpec
 from headway.jobs.v1 import plan_pb2
@@ -23,17 +24,18 @@ _FACTS = text(
 )
 
 
-async def plan(engine: AsyncEngine, project: str, spec: JobSpec, prices: PriceList | None) -> plan_pb2.JobPlan:
+async def plan(engine: AsyncEngine, project: str, spec: JobSpec, currency: str) -> plan_pb2.JobPlan:
     """The plan of a job that is not stored.
 
     Args:
         engine: where earlier jobs are.
         project: whose data it is.
         spec: resolved.
-        prices: the price list, if there is one.
+        currency: of the price list.
     """
     async with engine.connect() as connection:
         data = await _facts(connection, project, spec)
+        prices = await price_list(connection, currency)
     return planning.to_proto(planning.plan(spec, data, prices))
 
 

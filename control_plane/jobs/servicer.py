@@ -5,7 +5,6 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from control_plane.jobs.group_writer import GroupWriter
-from control_plane.jobs.planning import PriceList
 from control_plane.jobs.submit_servicer import JobSubmit
 from control_plane.jobs.verbs_servicer import JobVerbs
 from control_plane.jobs.watch_servicer import JobWatch
@@ -22,12 +21,12 @@ class JobServicer(JobSubmit, JobVerbs, JobWatch):
         engine: AsyncEngine,
         *,
         writer: GroupWriter,
-        prices: PriceList | None,
+        currency: str,
         cursors: Cursors,
         hub: EventHub,
         guard: StreamGuard,
         heartbeat_seconds: float,
     ) -> None:
-        JobSubmit.__init__(self, engine, writer, prices)
+        JobSubmit.__init__(self, engine, writer, currency)
         JobVerbs.__init__(self, engine, writer, cursors)
         JobWatch.__init__(self, engine, hub, guard, cursors, heartbeat_seconds)

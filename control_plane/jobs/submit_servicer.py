@@ -7,10 +7,10 @@ from typing import Any, TypeAlias, cast
 import grpc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from control_plane.budgets.estimates import job_costs
 from control_plane.call import current_call
 from control_plane.jobs import convert, preview, repository, submit_requests
 from control_plane.jobs.group_writer import GroupWriter
-from control_plane.jobs.planning import PriceList
 from control_plane.rpc.convert import identifier
 from headway.jobs.v1 import job_service_pb2 as pb
 from headway.jobs.v1 import job_service_pb2_grpc
@@ -21,10 +21,10 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class JobSubmit(job_service_pb2_grpc.JobServiceServicer):
     """The RPCs that bring jobs in."""
 
-    def __init__(self, engine: AsyncEngine, writer: GroupWriter, prices: PriceList | None) -> None:
+    def __init__(self, engine: AsyncEngine, writer: GroupWriter, currency: str) -> None:
         self._engine = engine
         self._writer = writer
-        self._prices = prices
+        self._currency = currency
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: _Context) -> pb.SubmitJobResponse:  # noqa: N802 - gRPC's name
         """Accepts a job, once per request id."""
@@ -36,7 +36,7 @@ class JobSubmit(job_service_pb2_grpc.JobServiceServicer):
             return cast("pb.SubmitJobResponse", stored)
         response = pb.SubmitJobResponse.FromString(stored)
         spec = submit_requests.resolved_spec(submission)
-        response.plan.CopyFrom(await preview.plan(self._engine, request.project, spec, self._prices))
+        response.plan.CopyFrom(await preview.plan(self._engine, request.project, spec, self._currency))
         return response
 
     async def BatchSubmitJobs(  # noqa: N802 - gRPC's name
@@ -53,4 +53,6 @@ class JobSubmit(job_service_pb2_grpc.JobServiceServicer):
         job_id = identifier(request.job_id, "job_id")
         async with self._engine.connect() as connection:
             row = await repository.get_job(connection, job_id)
-        return pb.GetJobResponse(job=convert.job_to_proto(row))
+            # What was never admitted cost nothing.
+            costs = await job_costs(connection, [job_id]) if row["admitted_at"] is not None else []
+        return pb.GetJobResponse(job=convert.job_to_proto(row), cost=convert.cost_to_proto(costs[0]) if costs else None)

@@ -1,4 +1,4 @@
-"""WebhookService: endpoints that hear of a project's jobs that end."""
+"""WebhookService: endpoints that hear of a project's jobs that end, and of budgets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
         found = endpoint(asked.url, self._settings, "webhook.url")
         # Before the transaction, which waits for nobody.
         await check_host(found, self._settings, "webhook.url")
-        values = {"project": project, "url": found.url, "states": states, "job_set": job_set}
+        values: dict[str, Any] = {"project": project, "url": found.url, "states": states, "job_set": job_set}
+        if asked.budget_alerts:
+            values["budget_alerts"] = True
         call = current_call()
 
         async def create(connection: AsyncConnection) -> pb.CreateWebhookResponse:
@@ -171,6 +173,7 @@ def _webhook(row: RowMapping) -> pb.Webhook:
         url=row["url"],
         states=[_NUMBERS[state] for state in row["states"]],
         job_set=row["job_set"],
+        budget_alerts=row["budget_alerts"],
         creator=row["creator"],
         create_time=timestamp(row["created_at"]),
     )

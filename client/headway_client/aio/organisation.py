@@ -177,10 +177,11 @@ class OrganisationCalls(Calls):
         *,
         states: Iterable[job_pb2.JobState.ValueType] = (),
         job_set: str = "",
+        budget_alerts: bool = False,
         request_id: str | None = None,
     ) -> webhooks.CreateWebhookResponse:
         """Adds an endpoint that hears of jobs that end. Its signing secret is in this answer and nowhere else."""
-        request = requests.create_webhook(project, url, states, job_set, request_id)
+        request = requests.create_webhook(project, url, states, job_set, request_id, budget_alerts=budget_alerts)
         return await self._unary(self._webhooks.CreateWebhook, request)
 
     async def list_webhooks(self, project: str) -> AsyncIterator[webhooks.Webhook]:

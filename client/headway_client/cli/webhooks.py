@@ -1,4 +1,4 @@
-"""headway webhook: endpoints that hear of jobs that end."""
+"""headway webhook: endpoints that hear of jobs that end, and of budgets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headway_client.cli.options import AsJson, JobSet, Project, RequestId, state
 from headway_client.cli.output import as_dict, print_facts, print_json, print_table
 from headway_client.cli.session import connected, connecting
 
-webhook = typer.Typer(no_args_is_help=True, help="Endpoints that hear of a project's jobs that end.")
+webhook = typer.Typer(no_args_is_help=True, help="Endpoints that hear of a project's jobs that end, and of budgets.")
 
 WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="The endpoint's id.", show_default=False)]
 
@@ -23,6 +23,7 @@ def webhook_add(
     project: Project,
     state: Annotated[list[str] | None, typer.Option(help="Only jobs that end so; may be repeated.", show_default=False)] = None,
     job_set: JobSet = "",
+    budgets: Annotated[bool, typer.Option("--budgets", help="Budgets that reach a level, too.")] = False,
     request_id: RequestId = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,10 +33,11 @@ def webhook_add(
     Examples:
       headway webhook add https://hooks.example.org/headway --project support
       headway webhook add https://hooks.example.org/headway -p support --state failed --job-set nightly
+      headway webhook add https://hooks.example.org/money -p support --budgets
     """
     states = [state_of(name) for name in state or ()]
     with connected(span="headway webhook add") as client:
-        made = client.create_webhook(project, url, states=states, job_set=job_set, request_id=request_id)
+        made = client.create_webhook(project, url, states=states, job_set=job_set, budget_alerts=budgets, request_id=request_id)
     if as_json:
         print_json(as_dict(made))
         return
@@ -59,10 +61,17 @@ def webhook_list(project: Project, as_json: AsJson = False) -> None:
     from headway_client.watching.view import state_name
 
     rows = [
-        (one.webhook_id, one.url, ", ".join(map(state_name, one.states)) or "all", one.job_set or "all", one.creator)
+        (
+            one.webhook_id,
+            one.url,
+            ", ".join(map(state_name, one.states)) or "all",
+            one.job_set or "all",
+            "yes" if one.budget_alerts else "no",
+            one.creator,
+        )
         for one in found
     ]
-    print_table(("WEBHOOK", "URL", "STATES", "JOB SET", "ADDED BY"), rows, f"project {project} has no webhooks")
+    print_table(("WEBHOOK", "URL", "STATES", "JOB SET", "BUDGETS", "ADDED BY"), rows, f"project {project} has no webhooks")
 
 
 @webhook.command("remove")
@@ -106,7 +115,7 @@ def webhook_deliveries(
     rows = [
         (
             one.delivery_id,
-            one.job_id,
+            one.job_id or "a budget",
             DeliveryState.Name(one.state).removeprefix("DELIVERY_STATE_").lower(),
             one.tries,
             one.last_result,

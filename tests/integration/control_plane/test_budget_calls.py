@@ -176,7 +176,8 @@ async def test_prices_take_over_at_their_time_and_only_future_ones_go(api: Api) 
     ],
 )
 async def test_a_bad_price_is_refused_by_its_field(api: Api, price: dict[str, Any], field: str) -> None:
-    asked = price_pb2.Price(**({"accelerator_kind": "h200", "micros_per_hour": 1} | price))
+    fields: dict[str, Any] = {"accelerator_kind": "h200", "micros_per_hour": 1} | price
+    asked = price_pb2.Price(**fields)
     answer = await refused(api.quotas.SetPrice(price_pb2.SetPriceRequest(request_id=new_id(), price=asked)))
     assert (answer.code, answer.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
 
