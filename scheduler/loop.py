@@ -15,6 +15,7 @@ from headway_client.telemetry import trace_id_of, traceparent, tracer
 from scheduler import failpoints, record, waiting
 from scheduler.apply import StaleSnapshotError, Writer, Written
 from scheduler.brakes import BrakeLimits, PreemptionBrakes
+from scheduler.budget_stops import stop_uncovered
 from scheduler.core.planner import plan
 from scheduler.core.types import GroupKey, Limits, Micros, Plan, Pool
 from scheduler.failpoints import Failpoint
@@ -29,10 +30,11 @@ _log = structlog.get_logger()
 _MICROS = 1_000_000
 _HOUR_MS = 3_600_000
 
+# A lease that its budget stopped yields to itself, and takes no token.
 _PREEMPTED = text(
     """
     SELECT (extract(epoch FROM preempted_at) * 1000000)::bigint AS at, preempted_ms AS lost_ms FROM leases
-    WHERE preempted_at > now() - interval '1 hour' AND preempted_for IS NOT NULL ORDER BY preempted_at
+    WHERE preempted_at > now() - interval '1 hour' AND preempted_for <> lease_id ORDER BY preempted_at
     """
 )
 
@@ -108,7 +110,7 @@ class RoundLoop:
     async def _round(self) -> float:
         started = time.monotonic()
         reading = await self._reader.read()
-        if await self._end_overdue(reading):
+        if await self._end_overdue(reading) or await self._stop_uncovered():
             return 0.0
         with tracer().start_as_current_span("scheduler.round"):
             snapshot = reading.state.snapshot(
@@ -185,6 +187,13 @@ class RoundLoop:
         self._dispatch.set()
         _log.warning("round.preempted_by_force", leases=ended)
         return True
+
+    async def _stop_uncovered(self) -> bool:
+        """Asks leases to yield that a lowered budget does not cover; returns whether there were any."""
+        stopped = await stop_uncovered(self._engine, self._leadership)
+        if stopped:
+            self._dispatch.set()
+        return stopped > 0
 
     def _writer(self, connection: AsyncConnection, epoch: int, pools: dict[str, Pool], reading: Reading) -> Writer:
         return Writer(

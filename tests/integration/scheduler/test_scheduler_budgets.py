@@ -98,3 +98,33 @@ async def test_work_of_a_demoted_project_runs_on_what_nobody_else_wants(world: W
     await in_transaction(world.engine, lambda connection: end_lease(connection, blue, "completed"))
     await rounds.round()
     assert (await lease(world, red)).state == "GRANTED"
+
+
+async def test_a_round_stops_what_is_not_covered_and_no_brake_holds_it(world: World, leader: Leadership) -> None:
+    await world.worker(accelerators=3, kind="h100")
+    rounds = rounds_of(world, leader, preemptions_burst=1, preemptions_per_hour=1)
+    await budget(world, 3 * LEASE_MS)
+    held = [await granted(world, rounds) for _ in range(3)]
+    await budget(world, 1)
+    assert await rounds.round() == 0, "another round follows at once"
+    assert await rounds.round() > 0
+    assert [(await lease(world, lease_id)).preempted_at is not None for _, lease_id in held] == [True, True, True]
+    assert len(await world.rows("SELECT 1 FROM outbox WHERE kind = 'signal_preempt'")) == 3
+    waiting = await world.request(held[0][0])
+    for _, lease_id in held:
+        await in_transaction(world.engine, lambda connection, ended=lease_id: end_lease(connection, ended, "preempted"))
+    await rounds.round()
+    assert (await lease(world, waiting)).state == "REQUESTED"
+    assert (await world.waiting_reason(held[0][0])).startswith("budget: ")
+
+
+async def test_a_lease_that_does_not_yield_to_its_budget_is_ended(world: World, leader: Leadership) -> None:
+    await world.worker(kind="h100")
+    rounds = rounds_of(world, leader, yield_seconds=60)
+    await budget(world, LEASE_MS)
+    _, held = await granted(world, rounds)
+    await budget(world, 1)
+    await rounds.round()
+    await world.execute("UPDATE leases SET preempted_at = preempted_at - interval '61 seconds' WHERE lease_id = :id", id=held)
+    await rounds_of(world, leader, yield_seconds=60).round()
+    assert (await lease(world, held)).outcome == "lost"
