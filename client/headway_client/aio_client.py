@@ -13,9 +13,10 @@ from headway_client.aio.catalog import CatalogCalls
 from headway_client.aio.jobs import JobCalls
 from headway_client.aio.organisation import OrganisationCalls
 from headway_client.aio.scheduling import SchedulingCalls
+from headway_client.aio.spending import SpendingCalls
 
 
-class AsyncClient(JobCalls, CatalogCalls, OrganisationCalls, SchedulingCalls):
+class AsyncClient(JobCalls, CatalogCalls, OrganisationCalls, SchedulingCalls, SpendingCalls):
     """A connection to one control plane, for the event loop it is made in; close it, or use it as a context manager.
 
     Every method raises `HeadwayError` when its call is refused or does not come through, and of that kind `ArgumentError` when

@@ -19,9 +19,10 @@ from headway_client.blocking.catalog import CatalogCalls
 from headway_client.blocking.jobs import JobCalls
 from headway_client.blocking.organisation import OrganisationCalls
 from headway_client.blocking.scheduling import SchedulingCalls
+from headway_client.blocking.spending import SpendingCalls
 
 
-class Client(JobCalls, CatalogCalls, OrganisationCalls, SchedulingCalls):
+class Client(JobCalls, CatalogCalls, OrganisationCalls, SchedulingCalls, SpendingCalls):
     """A connection to one control plane. Safe to share between threads; close it, or use it as a context manager.
 
     Every method raises `HeadwayError` when its call is refused or does not come through, and of that kind `ArgumentError` when

@@ -19,6 +19,7 @@ from headway.jobs.v1 import job_service_pb2 as jobs
 from headway.logs.v1 import log_record_pb2
 from headway.logs.v1 import log_service_pb2 as logs
 from headway.projects.v1 import project_service_pb2 as projects
+from headway.quotas.v1 import ledger_pb2, price_pb2
 from headway.quotas.v1 import quota_service_pb2 as quotas
 from headway.registry.v1 import registry_service_pb2 as registry
 from headway.scheduler.v1 import scheduler_service_pb2 as scheduler
@@ -186,7 +187,7 @@ def tail_logs(
         attempt=attempt,
         source=source,
         text=text,
-        since=_timestamp("since", since),
+        since=timestamp("since", since),
         start_cursor=start_cursor,
     )
 
@@ -267,6 +268,51 @@ def set_quota(
     return build(quotas.SetQuotaRequest, request_id=new_id(request_id), quota=quota)
 
 
+def set_price(
+    accelerator_kind: str, micros_per_hour: int, spot: bool, start_time: datetime | None, request_id: str | None
+) -> price_pb2.SetPriceRequest:
+    """For QuotaService.SetPrice."""
+    price = build(
+        price_pb2.Price,
+        accelerator_kind=accelerator_kind,
+        micros_per_hour=micros_per_hour,
+        spot=spot,
+        start_time=timestamp("start_time", start_time),
+    )
+    return build(price_pb2.SetPriceRequest, request_id=new_id(request_id), price=price)
+
+
+def delete_price(
+    accelerator_kind: str, start_time: datetime, spot: bool, request_id: str | None
+) -> price_pb2.DeletePriceRequest:
+    """For QuotaService.DeletePrice."""
+    return build(
+        price_pb2.DeletePriceRequest,
+        request_id=new_id(request_id),
+        accelerator_kind=accelerator_kind,
+        spot=spot,
+        start_time=timestamp("start_time", start_time),
+    )
+
+
+def get_report(
+    start_time: datetime,
+    end_time: datetime,
+    project: str,
+    by: Iterable[ledger_pb2.ReportDimension.ValueType],
+    written: ledger_pb2.ReportFormat.ValueType,
+) -> ledger_pb2.GetReportRequest:
+    """For QuotaService.GetReport."""
+    return build(
+        ledger_pb2.GetReportRequest,
+        project=project,
+        start_time=timestamp("start_time", start_time),
+        end_time=timestamp("end_time", end_time),
+        by=by,
+        format=written,
+    )
+
+
 def simulate_submission(
     project: str, shape: attempts.Shape, priority: int | None, max_run_seconds: int, count: int
 ) -> scheduler.SimulateRequest:
@@ -342,8 +388,8 @@ def list_audit_records(
         method=method,
         after_position=after_position,
         refused_only=refused_only,
-        start_time=_timestamp("start_time", start_time),
-        end_time=_timestamp("end_time", end_time),
+        start_time=timestamp("start_time", start_time),
+        end_time=timestamp("end_time", end_time),
         newest_first=newest_first,
         page_size=page_size,
     )
@@ -363,7 +409,12 @@ def create_webhook(
     return build(webhooks.CreateWebhookRequest, request_id=new_id(request_id), webhook=webhook)
 
 
-def _timestamp(argument: str, time: datetime | None) -> Timestamp | None:
+def timestamp(argument: str, time: datetime | None) -> Timestamp | None:
+    """The message of a time; None stays None.
+
+    Raises:
+        ArgumentError: it is none.
+    """
     if time is None:
         return None
     stamp = Timestamp()

@@ -50,3 +50,13 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("the loop returns")
+
+
+def money(micros: int) -> str:
+    """Millionths of the currency to a hundredth of it, such as "1,234.50"."""
+    return f"{micros / 1_000_000:,.2f}"
+
+
+def hours(milliseconds: int) -> str:
+    """Accelerator-milliseconds as hours, such as "12.50"."""
+    return f"{milliseconds / 3_600_000:,.2f}"

@@ -117,6 +117,11 @@ class JobCalls(Calls):
         """One job."""
         return (await self._unary(self._jobs.GetJob, build(jobs.GetJobRequest, job_id=job_id))).job
 
+    async def get_job_and_cost(self, job_id: str) -> tuple[job_pb2.Job, jobs.JobCost]:
+        """One job, and what it was foretold to cost and did cost."""
+        response = await self._unary(self._jobs.GetJob, build(jobs.GetJobRequest, job_id=job_id))
+        return response.job, response.cost
+
     async def list_jobs(
         self,
         project: str = "",

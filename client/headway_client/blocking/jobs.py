@@ -112,6 +112,11 @@ class JobCalls(Calls):
         """One job."""
         return self._unary(self._jobs.GetJob, build(jobs.GetJobRequest, job_id=job_id)).job
 
+    def get_job_and_cost(self, job_id: str) -> tuple[job_pb2.Job, jobs.JobCost]:
+        """One job, and what it was foretold to cost and did cost."""
+        response = self._unary(self._jobs.GetJob, build(jobs.GetJobRequest, job_id=job_id))
+        return response.job, response.cost
+
     def list_jobs(
         self,
         project: str = "",

@@ -10,6 +10,7 @@ import typer
 
 from headway_client.cli import (
     audit,
+    budgets,
     capacity,
     catalog,
     comparing,
@@ -65,6 +66,8 @@ def build(arguments: list[str]) -> typer.Typer:
     app.command()(capacity.workers)
     app.add_typer(capacity.nodes, name="nodes")
     app.add_typer(quotas.quota, name="quota")
+    app.add_typer(budgets.budget, name="budget")
+    app.add_typer(budgets.price, name="price")
     app.command()(scheduling.why)
     app.command()(scheduling.queue)
     app.add_typer(scheduling.simulate, name="simulate")

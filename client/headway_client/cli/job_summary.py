@@ -8,15 +8,16 @@ from google.protobuf.message import Message
 from rich.console import Console
 
 from headway.jobs.v1.job_pb2 import Job
+from headway.jobs.v1.job_service_pb2 import JobCost
 from headway.jobs.v1.job_spec_pb2 import DatasetPin, DatasetRef, JobSpec, ModelVersionRef
 from headway_client.cli.output import print_facts
-from headway_client.text import local_time
+from headway_client.text import hours, local_time, money
 from headway_client.watching.render import render_outcome
 from headway_client.watching.view import FINAL_STATES, phase_name, state_name
 
 
-def print_job(job: Job) -> None:
-    """Where it stands; once it is final, how it ended and what it produced."""
+def print_job(job: Job, cost: JobCost) -> None:
+    """Where it stands and what it cost; once it is final, how it ended and what it produced."""
     print_facts(
         [
             ("job", job.job_id),
@@ -32,12 +33,31 @@ def print_job(job: Job) -> None:
             *models_and_data(job.spec),
             ("created", local_time(job.create_time, with_date=True)),
             ("updated", local_time(job.update_time, with_date=True)),
+            ("cost", _cost_words(cost)),
             ("trace", job.trace_id),
         ]
     )
     if job.state in FINAL_STATES:
         print(flush=True)
         Console().print(render_outcome(job))
+
+
+def _cost_words(cost: JobCost) -> str:
+    """What it was charged, what it may still be, and how that compares with the estimate."""
+    if not (cost.HasField("estimated_held_ms") or cost.held_ms or cost.open_leases):
+        return ""
+    said = f"{money(cost.charged_micros)} for {hours(cost.held_ms)} accelerator-hours"
+    if cost.open_leases:
+        said += f", at most {money(cost.reserved_micros)} more"
+    if cost.HasField("estimated_micros"):
+        said += f"; estimated {money(cost.estimated_micros.low)} to {money(cost.estimated_micros.high)}"
+    if cost.HasField("variance_micros") and not cost.open_leases:
+        said += (
+            f", {money(abs(cost.variance_micros))} {'above' if cost.variance_micros > 0 else 'below'}"
+            if (cost.variance_micros)
+            else ", within it"
+        )
+    return said
 
 
 def models_and_data(spec: JobSpec) -> list[tuple[str, str]]:

@@ -172,13 +172,13 @@ def get(job: JobId, as_json: AsJson = False) -> None:
       headway get 2f1c8a52-5b0e-4f7e-9d0a-6a1f0c9f8e11 --json | jq .job.result.evaluate
     """
     with connected() as client:
-        found = client.get_job(job)
+        found, cost = client.get_job_and_cost(job)
     if as_json:
-        print_json({"job": as_dict(found)})
+        print_json({"job": as_dict(found), "cost": as_dict(cost)})
         return
     from headway_client.cli.job_summary import print_job
 
-    print_job(found)
+    print_job(found, cost)
 
 
 @connecting

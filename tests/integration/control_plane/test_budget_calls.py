@@ -9,9 +9,15 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from control_plane.budgets.estimates import record_estimates
+from control_plane.budgets.prices import price_list
+from headway.jobs.v1 import job_service_pb2 as jobs_pb
+from headway.jobs.v1 import plan_pb2
 from headway.quotas.v1 import budget_pb2, ledger_pb2, price_pb2
 from headway.quotas.v1 import quota_service_pb2 as quotas_pb
+from headway.webhooks.v1 import webhook_service_pb2 as webhooks_pb
 from tests.integration.control_plane.budget_world import BudgetWorld, lease
 from tests.integration.control_plane.callers import OTHER_PROJECT, PROJECT
 from tests.integration.control_plane.conftest import Api, new_id, refused
@@ -255,3 +261,65 @@ async def test_nobody_is_shown_budgets_and_costs_of_others(api: Api) -> None:
     assert {row.keys[0] for row in (await _report(api)).rows} == {PROJECT, OTHER_PROJECT}
     hidden = ledger_pb2.ListLedgerEntriesRequest(team="vision")
     assert (await refused(viewer.quotas.ListLedgerEntries(hidden))).reason == "PERMISSION_DENIED"
+
+
+async def test_a_job_shows_its_estimate_beside_its_cost(api: Api) -> None:
+    world = BudgetWorld(api.engine)
+    await _price(api, "h200", 3_600_000)
+    job_id = await world.job(PROJECT)
+    await api.sql("UPDATE jobs SET admitted_at = now() WHERE job_id = :id", id=job_id)
+    held = lease(PROJECT, job_id=job_id, seconds=10)
+    assert await world.reserve(held) == []
+
+    async def estimate(connection: AsyncConnection) -> int:
+        return await record_estimates(connection, [job_id], await price_list(connection, "EUR"))
+
+    assert await world.run(estimate) == 1
+    await world.settle((held, 5_000))
+    cost = (await api.jobs.GetJob(jobs_pb.GetJobRequest(job_id=job_id))).cost
+    assert (cost.held_ms, cost.charged_micros, cost.reserved_micros, cost.open_leases) == (5_000, 5_000, 0, 0)
+    assert cost.HasField("estimated_micros")
+    nearest = min(max(5_000, cost.estimated_micros.low), cost.estimated_micros.high)
+    assert cost.variance_micros == 5_000 - nearest
+    report = await _report(api)
+    assert (report.total.estimates.jobs, report.total.estimates.charged_micros) == (1, 5_000)
+    assert report.total.estimates.variance_micros == cost.variance_micros
+
+
+async def test_a_dry_run_is_priced_by_the_list(api: Api) -> None:
+    spec = await api.inputs()
+
+    async def plan() -> plan_pb2.JobPlan:
+        request = jobs_pb.SubmitJobRequest(request_id=new_id(), project=PROJECT, spec=spec, validate_only=True)
+        return (await api.jobs.SubmitJob(request)).plan
+
+    assert not (await plan()).HasField("cost")
+    for kind in ("cpu", "any-gpu", "h200"):
+        await _price(api, kind, 3_600_000)
+    priced = await plan()
+    assert priced.cost.micros.high == priced.accelerator_seconds.high * 1_000
+
+
+async def test_a_budget_that_reaches_a_level_is_told_to_the_webhooks_that_ask_once(api: Api) -> None:
+    world = BudgetWorld(api.engine)
+    await _price(api, "h200", 3_600_000)
+    made = [
+        await api.webhooks.CreateWebhook(
+            webhooks_pb.CreateWebhookRequest(
+                request_id=new_id(),
+                webhook=webhooks_pb.Webhook(project=PROJECT, url=f"https://1.1.1.1/{asks}", budget_alerts=asks),
+            )
+        )
+        for asks in (True, False)
+    ]
+    assert [one.webhook.budget_alerts for one in made] == [True, False]
+    await api.quotas.SetBudget(_request(hard_limit=LIMIT(micros=10_000), alert_percents=[50]))
+    for _ in range(2):
+        assert await world.reserve(lease(PROJECT, seconds=4)) == []
+    told = await api.sql("SELECT webhook_id::text, body FROM webhook_deliveries")
+    assert [row.webhook_id for row in told] == [made[0].webhook.webhook_id]
+    body = json.loads(told[0].body)
+    assert (body["type"], body["data"]["scope"], body["data"]["level_percent"]) == ("budget.level_reached", PROJECT, 50)
+    asked = webhooks_pb.ListWebhookDeliveriesRequest(webhook_id=made[0].webhook.webhook_id)
+    (delivery,) = (await api.webhooks.ListWebhookDeliveries(asked)).deliveries
+    assert delivery.job_id == ""

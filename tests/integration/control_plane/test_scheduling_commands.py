@@ -38,7 +38,7 @@ async def test_the_commands_of_the_pages_work_as_they_stand_there(api: Api, tmp_
     await wrote(api, job.job_id, QUOTA, NO_CAPACITY)
     admin = CommandLine(api, tmp_path, api.token)
     shown: dict[str, str] = {}
-    for page in ("quotas.md", "why-is-my-job-waiting.md"):
+    for page in ("quotas.md", "budgets.md", "why-is-my-job-waiting.md"):
         for command in commands(page):
             words = [{"JOB": job.job_id, "PROJECT": PROJECT}.get(word, word) for word in command]
             code, output, errors = await admin.run(*words)
@@ -46,6 +46,9 @@ async def test_the_commands_of_the_pages_work_as_they_stand_there(api: Api, tmp_
             shown[" ".join(command)] = output
             print(f"$ headway {' '.join(command)}\n{output}")
     assert "vision" in shown["quota list"]
+    assert "1,000.00, 500.00 h" in shown["budget list"]
+    assert "3.6 EUR" in shown["price list"]
+    assert "has no budget" in shown["budget delete vision"]
     assert "h200=16+8" in shown["quota list"]
     said = shown["why JOB"]
     assert "waits for be admitted" not in said
