@@ -280,6 +280,7 @@ leases = Table(
     Index("ix_leases_open", "state", "lease_id", postgresql_where=text("state IN ('REQUESTED','GRANTED')")),
     Index("ix_leases_job_id", "job_id"),
     Index("ix_leases_preempted_at", "preempted_at", postgresql_where=text("preempted_at IS NOT NULL")),
+    Index("ix_leases_run", "project", text("ended_at DESC"), postgresql_where=text("outcome IN ('completed','failed')")),
     Index("ix_leases_usage", "project", "granted_kind", postgresql_where=text("state = 'ENDED'")),
 )
 

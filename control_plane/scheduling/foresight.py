@@ -10,15 +10,18 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from control_plane.db.engine import create_engine
 from control_plane.jobs.workflows import RUN_TYPES
+from control_plane.scheduling.run_times import read_run_times
 from control_plane.settings import PostgresSettings, Settings
 from scheduler.core.planner import plan
 from scheduler.core.snapshot import Snapshot
 from scheduler.core.types import Brakes, Limits, Micros, Plan
 from scheduler.simulation.eta import Estimate, Forecast, UnknownRequestError, estimate
+from scheduler.simulation.run_times import ObservedRunTimes
 from scheduler.snapshot import SnapshotReader
 
 _T = TypeVar("_T")
@@ -27,6 +30,21 @@ ETA_SECONDS = 10.0
 """The longest that an estimate may take."""
 _DRAWS = 19
 """Futures of an estimate; of 19 the 18th start is the p90."""
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What futures begin with.
+
+    Attributes:
+        snapshot: what a round would be given.
+        now: of when, by the database's clock.
+        run_times: how long work may take, by what was observed.
+    """
+
+    snapshot: Snapshot
+    now: Micros
+    run_times: ObservedRunTimes
 
 
 class Foresight:
@@ -63,27 +81,29 @@ class Foresight:
         """Lets go of the thread; what has not begun does not begin."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def judged(self, judge: Callable[[Snapshot, Micros], _T]) -> _T:
+    async def judged(self, judge: Callable[[Present], _T]) -> _T:
         """What `judge` makes of the state of now. It runs on the thread, so it must not touch the caller's loop."""
 
         def work() -> _T:
-            return judge(*asyncio.run(self._read()))
+            return judge(asyncio.run(self._read()))
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def _read(self) -> tuple[Snapshot, Micros]:
+    async def _read(self) -> Present:
         engine = create_engine(self._postgres)
         try:
             reader = SnapshotReader(engine, self.limits, RUN_TYPES, half_life_micros=self.half_life_micros, recheck_seconds=0.0)
             reading = await reader.read()
+            async with engine.connect() as connection:
+                run_times = await read_run_times(connection)
         finally:
             await engine.dispose()
         snapshot = reading.state.snapshot(
             reading.workers, reading.price, reading.tree, self._brakes, reading.database_started, ()
         )
-        return snapshot, reading.now
+        return Present(snapshot, reading.now, run_times)
 
-    def eta(self, snapshot: Snapshot, waiting_id: str, now: Micros) -> Estimate | None:
+    def eta(self, present: Present, waiting_id: str) -> Estimate | None:
         """When something that waits may start; None: it does not wait any more, or the answer takes too long."""
         end = time.monotonic() + ETA_SECONDS
 
@@ -93,6 +113,14 @@ class Foresight:
             return plan(state, moment, limits)
 
         try:
-            return estimate(snapshot, waiting_id, now, self.limits, forecast=Forecast(draws=_DRAWS), planner=planner)
+            return estimate(
+                present.snapshot,
+                waiting_id,
+                present.now,
+                self.limits,
+                present.run_times,
+                forecast=Forecast(draws=_DRAWS),
+                planner=planner,
+            )
         except (UnknownRequestError, TimeoutError):
             return None

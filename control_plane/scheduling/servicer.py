@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
@@ -25,13 +26,12 @@ from control_plane.rpc.pages import Cursors
 from control_plane.rpc.text import require_text
 from control_plane.scheduling import explain, lines, service, simulate, snapshot
 from control_plane.scheduling.cluster import read_cluster
-from control_plane.scheduling.foresight import ETA_SECONDS, Foresight
+from control_plane.scheduling.foresight import ETA_SECONDS, Foresight, Present
 from headway.capacity.v1 import capacity_service_pb2
 from headway.scheduler.v1 import scheduler_service_pb2 as pb
 from headway.scheduler.v1 import scheduler_service_pb2_grpc
-from scheduler.core.snapshot import Snapshot
-from scheduler.core.types import Micros
 from scheduler.simulation.eta import Estimate
+from scheduler.simulation.run_times import OBSERVED_MIN
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -60,8 +60,10 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             response = await explain.explain_job(connection, job_id, size, _sees, self._limits)
             found = await lines.find_waiter(connection, job_id) if request.eta else None
         if found is not None and (waiter := found[1]) is not None:
-            estimate = await self._foresight.judged(lambda snapshot, now: self._foresight.eta(snapshot, waiter.identity, now))
-            response.eta.CopyFrom(_eta(estimate))
+            eta = await self._foresight.judged(
+                lambda present: _eta(self._foresight.eta(present, waiter.identity), present.run_times.count)
+            )
+            response.eta.CopyFrom(eta)
         return response
 
     async def ExplainQueue(self, request: pb.ExplainQueueRequest, context: _Context) -> pb.ExplainQueueResponse:  # noqa: N802 - gRPC's name
@@ -95,12 +97,12 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         # The caller is known to this task, and to no thread.
         principal = current_call().principal
 
-        def judge(state: Snapshot, now: Micros) -> pb.SimulateResponse:
-            response = simulate.tried(state, change, now, self._limits, principal.sees)
-            response.time.CopyFrom(_time(now))
+        def judge(present: Present) -> pb.SimulateResponse:
+            response = simulate.tried(present.snapshot, change, present.now, self._limits, principal.sees)
+            response.time.CopyFrom(_time(present.now))
             if isinstance(change, simulate.Submitted) and response.started == 0:
-                waiting = simulate.changed_by(state, change, now)
-                response.eta.CopyFrom(_eta(self._foresight.eta(waiting, simulate.request_id(0), now)))
+                waiting = replace(present, snapshot=simulate.changed_by(present.snapshot, change, present.now))
+                response.eta.CopyFrom(_eta(self._foresight.eta(waiting, simulate.request_id(0)), present.run_times.count))
             return response
 
         return await self._foresight.judged(judge)
@@ -177,10 +179,15 @@ def _node_named(name: str) -> str:
     return validated_value(ProjectName, name, "node")
 
 
-def _eta(estimate: Estimate | None) -> pb.Eta:
+def _eta(estimate: Estimate | None, observed: int) -> pb.Eta:
     if estimate is None:
         return pb.Eta(basis=f"not foretold: it started meanwhile, or the simulation takes more than {ETA_SECONDS:.0f} s")
-    basis = "the work that is there, each job as long as it declared at most; later submissions and lost nodes are not foreseen"
+    lengths = (
+        f"run times drawn from what {observed:,} ended leases took of what they declared"
+        if observed >= OBSERVED_MIN
+        else "each job as long as it declared at most"
+    )
+    basis = f"the work that is there, {lengths}; later submissions and lost nodes are not foreseen"
     return pb.Eta(
         p50_time=None if estimate.p50 is None else _time(estimate.p50),
         p90_time=None if estimate.p90 is None else _time(estimate.p90),

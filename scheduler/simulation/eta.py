@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from scheduler.core.planner import plan
 from scheduler.core.snapshot import Snapshot
@@ -19,14 +18,8 @@ from scheduler.simulation.engine import Engine, Observer, Pace, Planner
 from scheduler.simulation.jobs import Job
 from scheduler.simulation.ledger import BrakeBuckets, Ledger
 from scheduler.simulation.load import generator
+from scheduler.simulation.run_times import RunTimes, as_declared, declared_micros
 from scheduler.simulation.starting import world_of
-
-Ratios: TypeAlias = Callable[[int], Sequence[float]]
-"""From a declared longest run time, in microseconds, to what was observed of such jobs: actual over declared, each above 0."""
-
-_UNDECLARED_MICROS = 3_600_000_000
-"""What a queued job is taken to run: it declares that with its request."""
-
 
 _PACE = Pace(coalesce=1_000_000, poll=60_000_000, yield_after=30_000_000, decay=60_000_000)
 
@@ -73,17 +66,12 @@ class UnknownRequestError(Exception):
     """Nothing of this id waits in the snapshot."""
 
 
-def as_declared(_declared: int) -> Sequence[float]:
-    """Every job takes as long as it declared: what is assumed where nothing was observed."""
-    return (1.0,)
-
-
 def estimate(
     snapshot: Snapshot,
     waiting_id: str,
     now: Micros,
     limits: Limits,
-    ratios: Ratios = as_declared,
+    run_times: RunTimes = as_declared,
     lately: Lately | None = None,
     forecast: Forecast = Forecast(),
     planner: Planner = plan,
@@ -95,7 +83,7 @@ def estimate(
         waiting_id: a request's id, or a queued job's.
         now: when the snapshot was read.
         limits: those of production.
-        ratios: what was observed of run times.
+        run_times: how long work may take.
         lately: what came in the last while. None: nothing more comes, which is too early a start where it does.
         forecast: bounds and seed.
         planner: the production one.
@@ -109,7 +97,7 @@ def estimate(
     starts = sorted(
         start
         for draw in range(forecast.draws)
-        if (start := _start(snapshot, target, now, limits, ratios, lately, forecast, draw, planner)) is not None
+        if (start := _start(snapshot, target, now, limits, run_times, lately, forecast, draw, planner)) is not None
     )
     return Estimate(_rank(starts, 0.5, forecast.draws), _rank(starts, 0.9, forecast.draws), forecast.draws, len(starts))
 
@@ -125,7 +113,7 @@ def _start(
     target: Request | QueuedJob,
     now: Micros,
     limits: Limits,
-    ratios: Ratios,
+    run_times: RunTimes,
     lately: Lately | None,
     forecast: Forecast,
     draw: int,
@@ -144,23 +132,23 @@ def _start(
         planner,
     )
     for lease in snapshot.leases:
-        engine.adopt_lease(_running(lease, now, ratios, draws), lease)
+        engine.adopt_lease(_running(lease, now, run_times, draws), lease)
     for waiting in (*snapshot.requests, *snapshot.jobs):
-        job = _waiting(waiting, ratios, draws)
+        job = _waiting(waiting, run_times, draws)
         watcher.job = job if waiting is target else watcher.job
         engine.adopt(job)
     if lately is not None and lately.requests:
-        _Arrivals(engine, lately, ratios, generator(forecast.seed, draw, "arrivals")).next()
+        _Arrivals(engine, lately, run_times, generator(forecast.seed, draw, "arrivals")).next()
     engine.wake()
     engine.run(enough=lambda: watcher.settled or engine.rounds >= forecast.rounds_max)
     return watcher.start
 
 
-def _running(lease: Lease, now: Micros, ratios: Ratios, draws: random.Random) -> Job:
+def _running(lease: Lease, now: Micros, run_times: RunTimes, draws: random.Random) -> Job:
     """With one of the run times that were observed and are longer than it has run; one that is longer overdue may take as long
     again as it is overdue."""
     elapsed = now - lease.granted
-    observed = [round(ratio * lease.run_micros) for ratio in ratios(lease.run_micros)]
+    observed = run_times(lease)
     possible = [work for work in observed if work > elapsed]
     work = draws.choice(possible) if possible else elapsed + draws.randint(1, 1 + elapsed - max(observed))
     return Job(
@@ -176,9 +164,8 @@ def _running(lease: Lease, now: Micros, ratios: Ratios, draws: random.Random) ->
     )
 
 
-def _waiting(waiting: Request | QueuedJob, ratios: Ratios, draws: random.Random) -> Job:
-    declared = waiting.run_micros if isinstance(waiting, Request) else _UNDECLARED_MICROS
-    work = max(1, round(declared * draws.choice(ratios(declared))))
+def _waiting(waiting: Request | QueuedJob, run_times: RunTimes, draws: random.Random) -> Job:
+    declared, work = declared_micros(waiting), draws.choice(run_times(waiting))
     request_id = waiting.request_id if isinstance(waiting, Request) else None
     job = Job(waiting.job_id, "", waiting.queue, waiting.shape, waiting.priority, waiting.submitted, declared, work)
     job.request_id = request_id
@@ -188,8 +175,8 @@ def _waiting(waiting: Request | QueuedJob, ratios: Ratios, draws: random.Random)
 class _Arrivals:
     """One after the other, as long as the future is looked at."""
 
-    def __init__(self, engine: Engine, lately: Lately, ratios: Ratios, draws: random.Random) -> None:
-        self._engine, self._lately, self._ratios, self._draws = engine, lately, ratios, draws
+    def __init__(self, engine: Engine, lately: Lately, run_times: RunTimes, draws: random.Random) -> None:
+        self._engine, self._lately, self._run_times, self._draws = engine, lately, run_times, draws
         self._arrived = 0
 
     def next(self) -> None:
@@ -200,7 +187,7 @@ class _Arrivals:
         self._arrived += 1
         like = self._draws.choice(self._lately.requests)
         request = replace(like, job_id=f"~{self._arrived}", submitted=self._engine.now, claim=())
-        self._engine.arrive(_waiting(request, self._ratios, self._draws))
+        self._engine.arrive(_waiting(request, self._run_times, self._draws))
         self.next()
 
 

@@ -62,6 +62,34 @@ async def test_a_tried_submission_that_waits_is_told_when_it_may_start(api: Api)
     assert explained_job.eta.HasField("p50_time")
 
 
+async def test_an_estimate_draws_on_what_ended_leases_took(api: Api) -> None:
+    await registered(api, node("n1"))
+    for _ in range(20):
+        _, ended_id = await api.leased()
+        await api.sql(
+            """
+            UPDATE leases SET state = 'ENDED', outcome = 'completed', max_run_seconds = 600,
+                granted_at = now() - interval '60 seconds', ended_at = now()
+            WHERE lease_id = :id
+            """,
+            id=ended_id,
+        )
+    _, lease_id = await api.leased()
+    await api.sql(
+        """
+        UPDATE leases SET accelerators = 8, max_run_seconds = 36000, expires_at = now() + interval '1 hour'
+        WHERE lease_id = :id
+        """,
+        id=lease_id,
+    )
+    await placed(api, lease_id, ("n1", 1))
+    found = await api.scheduler.Simulate(tried(8))
+    # What runs declared ten hours; what was observed took a tenth of that.
+    wait_seconds = found.eta.p90_time.ToSeconds() - found.time.ToSeconds()
+    assert 3_500 <= wait_seconds <= 3_700
+    assert "what 20 ended leases took" in found.eta.basis
+
+
 async def test_what_could_never_run_is_refused_with_the_numbers(api: Api) -> None:
     await registered(api, node("n1"), node("n2"))
     gang = await refused(api.scheduler.Simulate(tried(8, members=3)))

@@ -1,4 +1,4 @@
-"""An index of what is queued by line, in place of the one by priority.
+"""An index of what is queued by line, in place of the one by priority; one of leases whose work came to its own end.
 
 Nothing reads queued jobs in order of priority any more: the scheduler reads them all and keeps its own order. Who asks why a
 job waits asks for its line: of a project's jobs, those of its shape and class.
@@ -15,9 +15,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Takes the place of `ix_jobs_queued`, so a submit maintains as many indexes as before."""
+    """The first takes the place of `ix_jobs_queued`, so a submit maintains as many indexes as before."""
     op.execute("DROP INDEX ix_jobs_queued")
     op.execute(
         "CREATE INDEX ix_jobs_lines ON jobs (project, shape, priority) INCLUDE (type, created_at, job_id) "
         "WHERE state = 'QUEUED'"
     )
+    # What a project's latest leases took of what they declared.
+    op.execute("CREATE INDEX ix_leases_run ON leases (project, ended_at DESC) WHERE outcome IN ('completed','failed')")
