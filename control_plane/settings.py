@@ -230,6 +230,8 @@ class SchedulerSettings(_Section):
     """How long a worker outlives its last heartbeat."""
     prepare_ahead_per_project: int = Field(default=8, ge=1, le=10_000)
     """Most jobs of one project that are admitted and not yet final."""
+    dispatches_per_second: float = Field(default=2_000.0, gt=0.0)
+    """Most starts and signals sent to Temporal in a second, on average; at most a second's worth at once."""
     round_operations_max: int = Field(default=1_000_000, ge=1_000)
     """Bound of a round's work, in requests looked at, placements tried and victims weighed; the next round takes the rest."""
     aging_seconds_per_point: Seconds = 60.0

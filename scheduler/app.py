@@ -97,7 +97,7 @@ async def _run(
     ):
         reconcile_now = asyncio.Event()
         rounds = RoundLoop(engine, leadership, rules, dispatch_now)
-        dispatcher = Dispatcher(engine, client, leadership, rules.poll_seconds)
+        dispatcher = Dispatcher(engine, client, leadership, rules.poll_seconds, per_second=rules.dispatches_per_second)
         reconciler = Reconciler(engine, client, leadership, _RECONCILE_SECONDS)
         drain = Drain(engine, leadership, rules.poll_seconds)
         pruner = Pruner(engine, leadership, rules)

@@ -30,6 +30,7 @@ from scheduler.failpoints import Failpoint
 from scheduler.finish import finish
 from scheduler.leader import DeposedError, Leadership
 from scheduler.routing import UnroutableJobError, job_input, route
+from scheduler.token_bucket import TokenBucket
 from workers.workflows.contracts import JobFailure, LeaseEnd, LeaseGrant, PauseOrder, PreemptOrder, ResumeOrder
 
 _log = structlog.get_logger()
@@ -86,7 +87,17 @@ _SIGNALS: Mapping[str, tuple[str, type[BaseModel]]] = {
 class Dispatcher:
     """The leader's dispatch to Temporal. On a standby it does nothing."""
 
-    def __init__(self, engine: AsyncEngine, client: Client, leadership: Leadership, poll_seconds: float) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        client: Client,
+        leadership: Leadership,
+        poll_seconds: float,
+        *,
+        per_second: float = 2_000.0,
+    ) -> None:
+        """`per_second` is the setting `scheduler.dispatches_per_second`."""
+        self._rate = TokenBucket(per_second)
         self._engine = engine
         self._client = client
         self._leadership = leadership
@@ -101,7 +112,11 @@ class Dispatcher:
         if self._leadership.epoch is None:
             return self._poll_seconds
         async with self._engine.connect() as connection:
-            due: Sequence[RowMapping] = (await connection.execute(_DUE, {"most": _BATCH})).mappings().all()
+            most = min(_BATCH, self._rate.available())
+            if most == 0:
+                return self._rate.seconds_until_next()
+            due: Sequence[RowMapping] = (await connection.execute(_DUE, {"most": most})).mappings().all()
+            self._rate.take(len(due))
             if not due:
                 seconds: float | None = (await connection.execute(_NEXT_DUE)).scalar_one()
                 return self._poll_seconds if seconds is None else min(self._poll_seconds, max(0.01, seconds))
