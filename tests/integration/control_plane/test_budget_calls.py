@@ -18,6 +18,7 @@ from headway.jobs.v1 import plan_pb2
 from headway.quotas.v1 import budget_pb2, ledger_pb2, price_pb2
 from headway.quotas.v1 import quota_service_pb2 as quotas_pb
 from headway.webhooks.v1 import webhook_service_pb2 as webhooks_pb
+from headway.webhooks.v1 import webhook_service_pb2_grpc
 from tests.integration.control_plane.budget_world import BudgetWorld, lease
 from tests.integration.control_plane.callers import OTHER_PROJECT, PROJECT
 from tests.integration.control_plane.conftest import Api, new_id, refused
@@ -303,8 +304,9 @@ async def test_a_dry_run_is_priced_by_the_list(api: Api) -> None:
 async def test_a_budget_that_reaches_a_level_is_told_to_the_webhooks_that_ask_once(api: Api) -> None:
     world = BudgetWorld(api.engine)
     await _price(api, "h200", 3_600_000)
+    endpoints = webhook_service_pb2_grpc.WebhookServiceStub(api.channel)
     made = [
-        await api.webhooks.CreateWebhook(
+        await endpoints.CreateWebhook(
             webhooks_pb.CreateWebhookRequest(
                 request_id=new_id(),
                 webhook=webhooks_pb.Webhook(project=PROJECT, url=f"https://1.1.1.1/{asks}", budget_alerts=asks),
@@ -321,5 +323,5 @@ async def test_a_budget_that_reaches_a_level_is_told_to_the_webhooks_that_ask_on
     body = json.loads(told[0].body)
     assert (body["type"], body["data"]["scope"], body["data"]["level_percent"]) == ("budget.level_reached", PROJECT, 50)
     asked = webhooks_pb.ListWebhookDeliveriesRequest(webhook_id=made[0].webhook.webhook_id)
-    (delivery,) = (await api.webhooks.ListWebhookDeliveries(asked)).deliveries
+    (delivery,) = (await endpoints.ListWebhookDeliveries(asked)).deliveries
     assert delivery.job_id == ""
