@@ -7,7 +7,7 @@ from typing import Any
 
 from scheduler_world import World
 
-from control_plane.attempts import repository
+from control_plane.attempts.leasing import LeaseRequest, request_leases
 from control_plane.db.engine import in_transaction
 from control_plane.db.leases import end_lease
 from control_plane.jobs.states import JobPhase
@@ -117,8 +117,8 @@ async def test_one_who_leaves_waits_with_the_age_it_had(world: World, leader: Le
     again = "00000000-0000-4000-8000-000000000001"
     await in_transaction(
         world.engine,
-        lambda connection: repository.request_lease(
-            connection, again, job_id, 1, JobPhase.TRAIN, shape=Shape("any", (1, 0, 0)), max_run_seconds=60
+        lambda connection: request_leases(
+            connection, [LeaseRequest(again, job_id, 1, JobPhase.TRAIN, Shape("any", (1, 0, 0)), max_run_seconds=60)]
         ),
     )
     assert (await world.row(LEASE, id=again)).waiting_since == since

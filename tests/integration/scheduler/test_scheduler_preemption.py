@@ -9,6 +9,7 @@ from typing import Any
 from scheduler_world import World
 
 from control_plane.attempts import repository
+from control_plane.attempts.leasing import LeaseRequest, request_leases
 from control_plane.db.engine import in_transaction
 from control_plane.db.leases import end_lease
 from control_plane.jobs.states import JobPhase
@@ -92,8 +93,8 @@ async def test_what_a_preempted_job_asks_for_next_has_waited_since_its_first_req
     async def ask(lease_id: str) -> None:
         await in_transaction(
             world.engine,
-            lambda connection: repository.request_lease(
-                connection, lease_id, job_id, 1, JobPhase.TRAIN, shape=Shape("any", (1, 0, 0)), max_run_seconds=60
+            lambda connection: request_leases(
+                connection, [LeaseRequest(lease_id, job_id, 1, JobPhase.TRAIN, Shape("any", (1, 0, 0)), max_run_seconds=60)]
             ),
         )
 
