@@ -12,7 +12,7 @@ from headway.projects.v1 import project_service_pb2 as projects_pb
 from headway_client.cli.exit_codes import ExitCode
 from tests.integration.control_plane.callers import PROJECT
 from tests.integration.control_plane.conftest import Api, new_id
-from tests.integration.control_plane.test_capacity import node, registered
+from tests.integration.control_plane.test_capacity import node, placed, registered
 from tests.integration.control_plane.test_command_line import CommandLine
 from tests.integration.control_plane.test_scheduling_service import NO_CAPACITY, QUOTA, wrote
 
@@ -57,3 +57,18 @@ async def test_the_commands_of_the_pages_work_as_they_stand_there(api: Api, tmp_
     assert "0 of 1 like it" in said
     assert "1 of 1 would start at once, the first on n1" in shown["simulate submit -p PROJECT --accelerators 8 --hours 2"]
     assert "cordoned" in shown["nodes cordon n1"] or "takes nothing new" in shown["nodes cordon n1"]
+
+
+async def test_people_are_shown_how_far_a_drain_is_and_pools_that_are_not_there(api: Api, tmp_path: Path) -> None:
+    await registered(api, node("n1"))
+    await api.sql("UPDATE workers SET heartbeat_at = now() + interval '1 hour'")
+    _, lease_id = await api.leased()
+    await placed(api, lease_id, ("n1", 1))
+    admin = CommandLine(api, tmp_path, api.token)
+    await admin.run("nodes", "drain", "n1")
+    assert "alive, draining: 1 lease left" in (await admin.run("nodes", "list"))[1]
+    await api.sql("UPDATE leases SET state = 'ENDED', ended_at = now()")
+    assert "alive, drained" in (await admin.run("nodes", "list"))[1]
+    _, said, _ = await admin.run("quota", "set", PROJECT, "reserved=4", "resreved=4")
+    assert "no node is in pool resreved;" in said
+    assert "pool reserved;" not in said
