@@ -17,8 +17,6 @@ from headway.jobs.v1 import job_service_pb2 as jobs_pb
 from headway.jobs.v1 import plan_pb2
 from headway.quotas.v1 import budget_pb2, ledger_pb2, price_pb2
 from headway.quotas.v1 import quota_service_pb2 as quotas_pb
-from headway.webhooks.v1 import webhook_service_pb2 as webhooks_pb
-from headway.webhooks.v1 import webhook_service_pb2_grpc
 from tests.integration.control_plane.budget_world import BudgetWorld, lease
 from tests.integration.control_plane.callers import OTHER_PROJECT, PROJECT
 from tests.integration.control_plane.conftest import Api, new_id, refused
@@ -299,29 +297,3 @@ async def test_a_dry_run_is_priced_by_the_list(api: Api) -> None:
         await _price(api, kind, 3_600_000)
     priced = await plan()
     assert priced.cost.micros.high == priced.accelerator_seconds.high * 1_000
-
-
-async def test_a_budget_that_reaches_a_level_is_told_to_the_webhooks_that_ask_once(api: Api) -> None:
-    world = BudgetWorld(api.engine)
-    await _price(api, "h200", 3_600_000)
-    endpoints = webhook_service_pb2_grpc.WebhookServiceStub(api.channel)
-    made = [
-        await endpoints.CreateWebhook(
-            webhooks_pb.CreateWebhookRequest(
-                request_id=new_id(),
-                webhook=webhooks_pb.Webhook(project=PROJECT, url=f"https://1.1.1.1/{asks}", budget_alerts=asks),
-            )
-        )
-        for asks in (True, False)
-    ]
-    assert [one.webhook.budget_alerts for one in made] == [True, False]
-    await api.quotas.SetBudget(_request(hard_limit=LIMIT(micros=10_000), alert_percents=[50]))
-    for _ in range(2):
-        assert await world.reserve(lease(PROJECT, seconds=4)) == []
-    told = await api.sql("SELECT webhook_id::text, body FROM webhook_deliveries")
-    assert [row.webhook_id for row in told] == [made[0].webhook.webhook_id]
-    body = json.loads(told[0].body)
-    assert (body["type"], body["data"]["scope"], body["data"]["level_percent"]) == ("budget.level_reached", PROJECT, 50)
-    asked = webhooks_pb.ListWebhookDeliveriesRequest(webhook_id=made[0].webhook.webhook_id)
-    (delivery,) = (await endpoints.ListWebhookDeliveries(asked)).deliveries
-    assert delivery.job_id == ""

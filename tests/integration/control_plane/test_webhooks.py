@@ -26,8 +26,10 @@ from control_plane.webhooks.deliverer import Deliverer
 from control_plane.webhooks.signing import Signer
 from headway.jobs.v1 import job_pb2
 from headway.jobs.v1 import job_service_pb2 as jobs_pb
+from headway.quotas.v1 import budget_pb2
 from headway.webhooks.v1 import webhook_service_pb2 as pb
 from headway.webhooks.v1 import webhook_service_pb2_grpc
+from tests.integration.control_plane.budget_world import BudgetWorld, lease
 from tests.integration.control_plane.callers import IDENTITY, PROJECT
 from tests.integration.control_plane.conftest import Api, new_id, refused, settings_of
 
@@ -137,6 +139,28 @@ async def hooks(
         finally:
             await deliverer.stop()
             await notifications.stop()
+
+
+async def test_a_budget_that_reaches_a_level_is_told_once_and_signed_to_those_that_ask(
+    hooks: Hooks, receiver: Receiver
+) -> None:
+    asking, not_asking = await hooks.add(receiver.url, budget_alerts=True), await hooks.add(receiver.url)
+    assert (asking.webhook.budget_alerts, not_asking.webhook.budget_alerts) == (True, False)
+    await hooks.deliverer.start()
+    limit = budget_pb2.SpendingLimit(accelerator_ms=10_000)
+    budget = budget_pb2.Budget(project=PROJECT, period=budget_pb2.BUDGET_PERIOD_MONTH, hard_limit=limit, alert_percents=[50])
+    await hooks.api.quotas.SetBudget(budget_pb2.SetBudgetRequest(request_id=new_id(), budget=budget))
+    for _ in range(2):
+        assert await BudgetWorld(hooks.api.engine).reserve(lease(PROJECT, seconds=5)) == []
+    message = await receiver.next()
+    assert message.signed_with(asking.secret)
+    assert message.content["type"] == "budget.level_reached"
+    data = message.content["data"]
+    assert isinstance(data, dict)
+    assert (data["scope"], data["level_percent"], data["reserved"]) == (PROJECT, 50, 5_000)
+    delivery = await hooks.settled(asking.webhook.webhook_id)
+    assert (delivery.state, delivery.job_id) == (pb.DELIVERY_STATE_DELIVERED, "")
+    assert receiver.messages.empty()
 
 
 async def test_a_job_that_ends_is_told_once_and_signed(hooks: Hooks, receiver: Receiver) -> None:

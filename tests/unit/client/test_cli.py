@@ -281,6 +281,8 @@ COMMANDS = [
     *[("base-model", verb) for verb in ("add", "list")],
     ("model", "show"),
     *[("quota", verb) for verb in ("get", "set", "list", "delete", "usage")],
+    *[("budget", verb) for verb in ("set", "get", "list", "delete", "ledger", "report")],
+    *[("price", verb) for verb in ("set", "list", "delete")],
     *[("nodes", verb) for verb in ("list", "cordon", "uncordon", "drain", "delete")],
     *[("simulate", verb) for verb in ("submit", "quota", "lost-node")],
     ("why",),
