@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 
 from benchmarks.figure import Figure, percentile
+from control_plane.collector import collector_paused
 from scheduler.core import (
     Backlog,
     Brakes,
@@ -156,9 +157,11 @@ class _World:
             tree=self.tree,
             brakes=_BRAKES,
         )
-        began = time.perf_counter()
-        decided = plan(snapshot, self.now, _LIMITS)
-        milliseconds = (time.perf_counter() - began) * 1_000
+        # As the shell does.
+        with collector_paused():
+            began = time.perf_counter()
+            decided = plan(snapshot, self.now, _LIMITS)
+            milliseconds = (time.perf_counter() - began) * 1_000
         if not decided.complete:
             raise RuntimeError(f"a round carried {len(decided.carried_over)} groups over; expected the operations to suffice")
         self._apply(decided)

@@ -18,10 +18,12 @@ from typing import Any
 import asyncpg
 from pydantic import SecretStr
 
+from control_plane.collector import spare_collector
 from control_plane.db.engine import create_engine
 from control_plane.db.notifications import Notifications
 from control_plane.db.tables import CHANNEL_SCHEDULER
 from control_plane.settings import PostgresSettings, SchedulerSettings
+from headway_client.telemetry import configure_tracing
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
 from scheduler.repeat import repeat
@@ -52,6 +54,9 @@ async def scheduler(dsn: str, rules: Mapping[str, Any], log: Path) -> AsyncGener
 
 
 async def _main(dsn: str, rules: SchedulerSettings) -> None:
+    # As the scheduler's own process does.
+    spare_collector()
+    configure_tracing("benchmark", None, {})
     engine = create_engine(PostgresSettings(dsn=SecretStr(dsn), pool_size=4))
     notifications = Notifications(dsn, [CHANNEL_SCHEDULER])
     await notifications.start()

@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from control_plane.collector import collector_paused
 from control_plane.db.engine import in_transaction
 from control_plane.settings import SchedulerSettings
 from headway_client.telemetry import trace_id_of, traceparent, tracer
@@ -122,7 +123,8 @@ class RoundLoop:
                 self._carried_over,
             )
             # A round over a large backlog takes a while, in which the term must be renewed.
-            decided = await asyncio.to_thread(plan, snapshot, reading.now, self._limits)
+            with collector_paused():
+                decided = await asyncio.to_thread(plan, snapshot, reading.now, self._limits)
             reasons = self._reasons.changes(decided)
             pools = {pool.name: pool for pool in snapshot.pools}
             written = Written()

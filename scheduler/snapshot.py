@@ -8,7 +8,6 @@ same notes. Rows are read, never changes, so reading one twice does no harm.
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from control_plane.budgets.prices import prices_in_force
 from control_plane.budgets.standing import BudgetState, read_states
+from control_plane.collector import collector_paused
 from governance.prices import Price, price_at
 from scheduler import tree
 from scheduler.core.types import Budget, Limits, Micros, QueueNode
@@ -227,8 +227,7 @@ class SnapshotReader:
         self._checked_at = asyncio.get_running_loop().time()
         loader = StateLoader(job_types=self._job_types, limits=self._limits)
         # A million objects that all stay make the collector look at them again and again, for nothing.
-        gc.disable()
-        try:
+        with collector_paused():
             for query in (_QUEUED_JOBS, _OPEN_JOBS):
                 async for rows in _batches(raw, query):
                     loader.take(jobs=[JobRow(*row) for row in rows])
@@ -237,8 +236,6 @@ class SnapshotReader:
                 loader.take(leases=[LeaseRow(*row) for row in rows])
                 self._digest.update(to_json([tuple(row) for row in rows]))
             return loader.state()
-        finally:
-            gc.enable()
 
     def _decayed(self, project: str, now: Micros) -> int:
         use = self._past_use.get(project)

@@ -36,7 +36,8 @@ def create_engine(settings: PostgresSettings) -> AsyncEngine:
             "timeout": 10,
             "command_timeout": 60,
             # A holder of a lock that is stuck must not make callers wait for ever.
-            "server_settings": {"lock_timeout": "10000", "idle_in_transaction_session_timeout": "60000"},
+            # Compiling a statement takes longer than any of ours runs.
+            "server_settings": {"lock_timeout": "10000", "idle_in_transaction_session_timeout": "60000", "jit": "off"},
         },
     )
 
