@@ -210,7 +210,10 @@ class SnapshotReader:
         found: dict[str, LeaseRow] = {}
         if named.get("jobs"):
             jobs = [JobRow(*row) for row in await raw.fetch(_NAMED_JOBS, named["jobs"])]
-            found = {row[0]: LeaseRow(*row) for row in await raw.fetch(_LEASES_OF_JOBS, named["jobs"])}
+            # What was just submitted has no lease.
+            known = [row.job_id for row in jobs if row.state != "QUEUED" or state.knows(row.job_id)]
+            if known:
+                found = {row[0]: LeaseRow(*row) for row in await raw.fetch(_LEASES_OF_JOBS, known)}
         if named.get("leases"):
             found |= {row[0]: LeaseRow(*row) for row in await raw.fetch(_NAMED_LEASES, named["leases"])}
         leases = list(found.values())

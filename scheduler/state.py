@@ -111,6 +111,10 @@ class State:
         self._jobs = Backlog[QueuedJob]((), aging_micros=limits.aging_micros)
         self._requests = Backlog[Request]((), aging_micros=limits.aging_micros)
 
+    def knows(self, job_id: str) -> bool:
+        """Whether a job waits or is under way here."""
+        return job_id in self._in_window or self._jobs.get(job_id) is not None
+
     def apply(self, jobs: Iterable[JobRow], leases: Iterable[LeaseRow]) -> None:
         """Takes rows as they are now, of any state.
 

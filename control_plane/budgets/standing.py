@@ -26,19 +26,22 @@ _BALANCES = text(
     ORDER BY budgets.kind, budgets.scope
     """
 )
+# Most of the time no limit is below what is committed, and this looks at no lease.
 _UNCOVERED = text(
     """
-    SELECT sinking.*, leases.lease_id::text AS lease_id, leases.job_id::text AS job_id, leases.granted_at,
-        entries.micros, entries.accelerator_ms
-    FROM (
+    WITH sinking AS MATERIALIZED (
         SELECT ledger_id, kind, scope,
             coalesce(greatest(0, -external_micros - limit_micros), 0) AS over_micros,
             coalesce(greatest(0, -external_ms - limit_ms), 0) AS over_ms
         FROM ledgers WHERE (- external_micros) > limit_micros OR (- external_ms) > limit_ms
-    ) AS sinking
+    )
+    SELECT sinking.*, leases.lease_id::text AS lease_id, leases.job_id::text AS job_id, leases.granted_at,
+        entries.micros, entries.accelerator_ms
+    FROM sinking
     JOIN leases ON leases.state = 'GRANTED'
     JOIN ledger_entries AS entries ON entries.reference = leases.lease_id AND entries.kind = 'RESERVE'
         AND entries.account = 'RESERVED' AND entries.ledger_id = sinking.ledger_id
+    WHERE (SELECT count(*) FROM sinking) > 0
     ORDER BY sinking.ledger_id, leases.lease_id
     """
 )

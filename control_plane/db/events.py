@@ -159,11 +159,11 @@ async def notify(connection: AsyncConnection, channel: str, payload: str = "") -
 _ASSIGN = text(
     f"""
     WITH pending AS (
-        SELECT event_id, row_number() OVER (ORDER BY event_id) AS rank
-        FROM (SELECT event_id FROM job_events WHERE position IS NULL ORDER BY event_id LIMIT :limit) AS oldest
+        SELECT place, row_number() OVER (ORDER BY event_id) AS rank
+        FROM (SELECT ctid AS place, event_id FROM job_events WHERE position IS NULL ORDER BY event_id LIMIT :limit) AS oldest
     ), assigned AS (
         UPDATE job_events SET position = :head + pending.rank
-        FROM pending WHERE job_events.event_id = pending.event_id
+        FROM pending WHERE job_events.ctid = pending.place
         RETURNING 1
     ), counted AS (
         SELECT count(*) AS events FROM assigned
@@ -182,6 +182,7 @@ async def assign_positions(connection: AsyncConnection, limit: int = POSITIONS_P
     """Gives the next positions to at most `limit` committed events, in the order they were inserted; returns how many.
 
     The lock on the head row is the fence: of several replicas one assigns at a time, and each begins where the last ended.
+    Nobody else changes an event without position, so its place in the table holds until then.
     """
     # The lock is a statement of its own, so that the next one's snapshot is taken after it is held.
     head = (await connection.execute(select(event_log_head.c.position).with_for_update())).scalar_one()

@@ -148,11 +148,12 @@ idempotency_keys = Table(
 job_events = Table(
     "job_events",
     metadata,
-    Column("event_id", BigInteger, Identity(always=True), primary_key=True),
+    # The order of insertion.
+    Column("event_id", BigInteger, Identity(always=True), nullable=False),
     # No foreign key here and on the outbox: their rows are written in the transaction of their job, thousands at a time.
-    Column("job_id", UUID(as_uuid=False), nullable=False),
+    Column("job_id", UUID(as_uuid=False), primary_key=True),
     Column("project", Text, nullable=False),
-    Column("sequence", BigInteger, nullable=False),
+    Column("sequence", BigInteger, primary_key=True),
     Column("type", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("phase", Text),
@@ -163,7 +164,6 @@ job_events = Table(
     Column("position", BigInteger),
     # The job set the job belonged to then.
     Column("job_set", Text, nullable=False, server_default=""),
-    Index("ix_job_events_job_sequence", "job_id", "sequence", unique=True),
     Index("ix_job_events_position", "position", unique=True, postgresql_where=text("position IS NOT NULL")),
     # What retention takes next.
     Index("ix_job_events_final", "created_at", postgresql_where=text("state IN ('SUCCEEDED','FAILED','CANCELLED')")),

@@ -232,18 +232,19 @@ async def test_a_deadline_that_has_passed_is_exceeded(api: Api, seconds: float) 
 
 @pytest.mark.parametrize("seconds", [None, 315_360_000.0])
 async def test_no_deadline_and_ten_years_are_the_servers_maximum(
-    postgres_dsn: str, s3_settings: S3Settings, engine: AsyncEngine, seconds: float | None
+    api: Api, postgres_dsn: str, s3_settings: S3Settings, engine: AsyncEngine, seconds: float | None
 ) -> None:
+    # By a server with all the time it needs.
+    job_id = await api.running()
     async with (
         ControlPlane(settings_of(postgres_dsn, s3_settings, deadline_seconds_max=0.3)) as running,
-        Api(running.port, engine, s3_settings) as api,
+        Api(running.port, engine, s3_settings) as hurried,
         engine.connect() as connection,
     ):
-        job_id = await api.running()
         transaction = await connection.begin()
         await connection.exec_driver_sql(f"SELECT * FROM jobs WHERE job_id = '{job_id}' FOR UPDATE")  # noqa: S608 - our id
         request = jobs_pb.CancelJobRequest(request_id=new_id(), job_id=job_id)
-        answer = await refused(api.jobs.CancelJob(request, timeout=seconds))
+        answer = await refused(hurried.jobs.CancelJob(request, timeout=seconds))
         assert (answer.code, answer.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
         [(code,)] = await api.sql("SELECT code FROM audit_records WHERE method LIKE '%CancelJob'")
         assert code == "DEADLINE_EXCEEDED"
