@@ -17,6 +17,7 @@ from control_plane.rpc.chain import Chain
 from control_plane.rpc.policy import POLICY
 from control_plane.rpc.refusing import Refusing
 from control_plane.rpc.tracing import Tracing
+from tests.waiting import until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -60,8 +61,11 @@ class _Server:
         yield b"one"
         raise RefusedError(Reason.SLOW_READER, "too slow")
 
-    def spans(self) -> list[ReadableSpan]:
-        return list(self.exporter.get_finished_spans())
+    async def span(self) -> ReadableSpan:
+        """The one there is; it ends after its caller has the answer."""
+        await until(lambda: bool(self.exporter.get_finished_spans()), "a span of the server's")
+        [span] = self.exporter.get_finished_spans()
+        return span
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ async def _call(server: _Server, verb: str, **options: Any) -> None:
 async def test_a_call_continues_its_callers_trace_and_nothing_else_of_it(server: _Server) -> None:
     metadata = (("traceparent", f"00-{TRACE}-{SPAN}-01"), ("baggage", "secret=1"))
     await _call(server, "GetJob", metadata=metadata)
-    [span] = server.spans()
+    span = await server.span()
     context, parent = span.get_span_context(), span.parent
     assert context is not None
     assert parent is not None
@@ -105,7 +109,7 @@ async def test_a_call_continues_its_callers_trace_and_nothing_else_of_it(server:
 @pytest.mark.parametrize("traceparent", [None, "", "garbage", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "x" * 5_000])
 async def test_a_caller_without_a_trace_begins_one(server: _Server, traceparent: str | None) -> None:
     await _call(server, "GetJob", metadata=() if traceparent is None else (("traceparent", traceparent),))
-    [span] = server.spans()
+    span = await server.span()
     assert span.parent is None
 
 
@@ -118,7 +122,7 @@ async def test_a_span_says_how_its_call_ended(server: _Server, verb: str, code: 
         await _call(server, verb)
     number: Any = caught.value.code().value
     assert number[0] == code
-    [span] = server.spans()
+    span = await server.span()
     assert span.attributes is not None
     assert (span.attributes["rpc.grpc.status_code"], span.attributes["error.type"]) == (code, error)
     assert (span.status.status_code is trace.StatusCode.ERROR) is ours
