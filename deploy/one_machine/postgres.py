@@ -27,6 +27,10 @@ _OPTIONS = {
     "max_connections": "200",
     # A few processes on one machine: three workers for reading would only cost memory.
     "io_method": "sync",
+    # A checkpoint makes each page be written whole once more; bursts of jobs write a gigabyte in half a minute.
+    "max_wal_size": "4GB",
+    "checkpoint_timeout": "15min",
+    "shared_buffers": "512MB",
     "log_min_messages": "warning",
 }
 
