@@ -8,17 +8,20 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from headway_client.telemetry import tracer
+from headway_client.telemetry import exported, tracer
 
 
 def decided(name: str, parent: str, attributes: Mapping[str, str | int]) -> str:
-    """Records that something was decided; returns the traceparent that what follows continues from.
+    """Records that something was decided; returns the traceparent that what follows continues from: where spans go nowhere,
+    `parent` itself.
 
     Args:
         name: of the span.
         parent: the job's traceparent; one that is empty or makes no sense begins a trace.
         attributes: of the span.
     """
+    if not exported():
+        return parent
     span = tracer().start_span(name, _context(parent), attributes=attributes)
     span.end()
     own = span.get_span_context()

@@ -20,6 +20,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+_exported = False
+
 
 def configure(service: str, otlp_traces_url: str | None, otlp_headers: Mapping[str, str]) -> TracerProvider:
     """Sets the process's tracer provider and its logging; returns the provider, to be shut down at the end.
@@ -46,7 +48,14 @@ def configure_tracing(service: str, otlp_traces_url: str | None, otlp_headers: M
         # A collector that is down or slow must cost spans, never work: the queue is bounded and drops.
         provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=4096, schedule_delay_millis=1000))
     trace.set_tracer_provider(provider)
+    global _exported  # noqa: PLW0603 - belongs to the process, as the tracer provider does
+    _exported = otlp_traces_url is not None
     return provider
+
+
+def exported() -> bool:
+    """Whether spans leave this process: where thousands a second are made, none is if nobody can ever see it."""
+    return _exported
 
 
 class _Labelled(SpanProcessor):
