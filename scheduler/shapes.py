@@ -1,4 +1,4 @@
-"""Shapes as the database writes them: one text each, in the generated column `shape` of jobs and of leases."""
+"""Shapes as the database writes them: one text each, in the column `shape` of jobs and of leases."""
 
 from __future__ import annotations
 

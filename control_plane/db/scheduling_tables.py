@@ -74,7 +74,7 @@ scheduler_changes = Table(
 waiting_reasons = Table(
     "waiting_reasons",
     metadata,
-    # "job" or "lease", and the group: project, class and shape, as the generated column of jobs and leases writes it.
+    # "job" or "lease", and the group: project, class and shape, as the column `shape` of jobs and leases writes it.
     Column("kind", Text, CheckConstraint("kind IN ('job','lease')", name="kind"), primary_key=True),
     Column("project", Text, primary_key=True),
     Column("priority_class", Integer, primary_key=True),

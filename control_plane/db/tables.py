@@ -11,7 +11,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Computed,
     DateTime,
     ForeignKey,
     Identity,
@@ -30,18 +29,6 @@ from control_plane.db.schema import NOW as _NOW
 from control_plane.db.schema import metadata
 
 _EMPTY_OBJECT = text("'{}'::jsonb")
-
-# What a shape is made of, in the order of its text, and what it is where nobody said.
-_SHAPE_DEFAULTS = {
-    "accelerator_kind": "any",
-    "accelerators": "1",
-    "cpu_millis": "0",
-    "memory_mib": "0",
-    "members": "1",
-    "spot": "false",
-    "labels": "{}",
-    "topology": "null",
-}
 
 jobs = Table(
     "jobs",
@@ -87,17 +74,8 @@ jobs = Table(
     Column("rerun_of", UUID(as_uuid=False)),
     # Pauses asked for so far: the number of the newest. Its confirmation names it, so that one never confirms another.
     Column("pauses", Integer, nullable=False, server_default="0"),
-    # What its largest lease will ask for, written as a lease's shape is: what is alike has the same text.
-    Column(
-        "shape",
-        Text,
-        Computed(
-            " || ' ' || ".join(
-                f"coalesce(spec #>> '{{resources,{name}}}', '{default}')" for name, default in _SHAPE_DEFAULTS.items()
-            ),
-            persisted=True,
-        ),
-    ),
+    # What its largest lease will ask for, as a lease's shape is written: what is alike has the same text. A trigger's.
+    Column("shape", Text),
     CheckConstraint("(ended_at IS NOT NULL) = (state IN ('SUCCEEDED','FAILED','CANCELLED'))", name="ended"),
     Index(
         "ix_jobs_lines",
@@ -231,16 +209,8 @@ leases = Table(
     Column("labels", JSONB, nullable=False, server_default=_EMPTY_OBJECT),
     # The level whose domains matter, and the mode.
     Column("topology", JSONB),
-    # All of the above in one text.
-    Column(
-        "shape",
-        Text,
-        Computed(
-            "accelerator_kind || ' ' || accelerators::text || ' ' || cpu_millis::text || ' ' || memory_mib::text || ' ' ||"
-            " members::text || ' ' || spot::text || ' ' || labels::text || ' ' || coalesce(topology::text, 'null')",
-            persisted=True,
-        ),
-    ),
+    # All of the above in one text, which a trigger writes.
+    Column("shape", Text),
     Column("priority", Integer, nullable=False),
     Column("max_run_seconds", Integer, nullable=False),
     Column("requested_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
