@@ -177,6 +177,7 @@ async def test_a_queue_shows_what_it_has_uses_and_borrows_up_to_the_organisation
     )
     job_id, lease_id = await api.leased()
     await api.sql("UPDATE leases SET accelerators = 3, members = 2 WHERE lease_id = :lease_id", lease_id=lease_id)
+    await api.sql("UPDATE leases SET shape = shape_of(leases)")
     await placed(api, lease_id, ("n1", 1), ("n2", 1))
     found = await api.scheduler.ExplainQueue(pb.ExplainQueueRequest(project=PROJECT))
     assert found.jobs_admitted == 1

@@ -40,6 +40,7 @@ async def test_a_tried_submission_that_waits_is_told_when_it_may_start(api: Api)
     await api.sql(
         "UPDATE leases SET accelerators = 8, expires_at = now() + interval '1 hour' WHERE lease_id = :id", id=lease_id
     )
+    await api.sql("UPDATE leases SET shape = shape_of(leases)")
     await placed(api, lease_id, ("n1", 1))
     found = await api.scheduler.Simulate(tried(8))
     assert (found.started, [reason.WhichOneof("numbers") for reason in found.reasons]) == (0, ["capacity"])
@@ -82,6 +83,7 @@ async def test_an_estimate_draws_on_what_ended_leases_took(api: Api) -> None:
         """,
         id=lease_id,
     )
+    await api.sql("UPDATE leases SET shape = shape_of(leases)")
     await placed(api, lease_id, ("n1", 1))
     found = await api.scheduler.Simulate(tried(8))
     # What runs declared ten hours; what was observed took a tenth of that.

@@ -101,6 +101,7 @@ async def test_a_grant_names_every_node_of_a_gang(world: World, leader: Leadersh
     job_id = await world.job(state="RUNNING")
     lease_id = await world.request(job_id, accelerators=1, kind="h100")
     await world.execute("UPDATE leases SET members = 3 WHERE lease_id = :id", id=lease_id)
+    await world.execute("UPDATE leases SET shape = shape_of(leases)")
     await rounds_of(world, leader).round()
     (signal,) = await world.rows(SENT, id=job_id)
     grant = LeaseGrant.model_validate(signal.payload)
@@ -312,6 +313,7 @@ async def test_a_paused_job_takes_no_place_in_the_window(world: World, leader: L
 async def test_a_job_without_resources_stops_no_other(world: World, leader: Leadership) -> None:
     odd, sound = await world.job(), await world.job()
     await world.execute("UPDATE jobs SET spec = '{}' WHERE job_id = :id", id=odd)
+    await world.execute("UPDATE jobs SET shape = shape_of(jobs)")
     await rounds_of(world, leader).round()
     assert [await world.state(job) for job in (odd, sound)] == ["STARTING", "STARTING"]
 

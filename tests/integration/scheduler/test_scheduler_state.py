@@ -190,6 +190,7 @@ async def test_shapes_have_the_same_text_in_jobs_leases_and_here(world: World) -
             "topology": {"level": "rack", "mode": "balanced"}}')
         """
     )
+    await world.execute("UPDATE jobs SET shape = shape_of(jobs)")
     lease_id = await world.request(job_id, accelerators=2, kind="h100")
     await world.execute(
         """
@@ -198,6 +199,7 @@ async def test_shapes_have_the_same_text_in_jobs_leases_and_here(world: World) -
         FROM jobs WHERE jobs.job_id = leases.job_id
         """
     )
+    await world.execute("UPDATE leases SET shape = shape_of(leases)")
     of_job = (await world.row("SELECT shape FROM jobs WHERE job_id = :id", id=job_id)).shape
     of_lease = (await world.row("SELECT shape FROM leases WHERE lease_id = :id", id=lease_id)).shape
     assert of_job == of_lease == text_of(shape_of(of_job))

@@ -14,10 +14,6 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
-_FUNCTION = """
-CREATE FUNCTION write_shape_of_{table}() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN NEW.shape := {shape}; RETURN NEW; END $$
-"""
 _DEFAULTS = {
     "accelerator_kind": "any",
     "accelerators": "1",
@@ -30,10 +26,10 @@ _DEFAULTS = {
 }
 _SHAPES = {
     "jobs": " || ' ' || ".join(
-        f"coalesce(NEW.spec #>> '{{resources,{name}}}', '{default}')" for name, default in _DEFAULTS.items()
+        f"coalesce($1.spec #>> '{{resources,{name}}}', '{default}')" for name, default in _DEFAULTS.items()
     ),
     "leases": " || ' ' || ".join(
-        f"coalesce(NEW.{name}::text, 'null')" if name == "topology" else f"NEW.{name}::text" for name in _DEFAULTS
+        f"coalesce($1.{name}::text, 'null')" if name == "topology" else f"$1.{name}::text" for name in _DEFAULTS
     ),
 }
 
@@ -42,7 +38,11 @@ def upgrade() -> None:
     """Keeps what is written, and writes what comes."""
     for table, shape in _SHAPES.items():
         op.execute(f"ALTER TABLE {table} ALTER COLUMN shape DROP EXPRESSION")
-        op.execute(_FUNCTION.format(table=table, shape=shape))
+        op.execute(f"CREATE FUNCTION shape_of({table}) RETURNS text LANGUAGE sql STABLE AS $$ SELECT {shape} $$")
+        op.execute(
+            f"CREATE FUNCTION write_shape_of_{table}() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.shape := shape_of(NEW); RETURN NEW; END $$"
+        )
         op.execute(
             f"CREATE TRIGGER write_shape BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION write_shape_of_{table}()"
         )
