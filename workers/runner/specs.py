@@ -12,7 +12,9 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
-from control_plane.jobs.spec import LoraSpec, Sha256Hex, TrainingSpec
+from control_plane.jobs.spec import Sha256Hex, StageTraining, TrainingSpec
+from control_plane.jobs.specs.rlhf import AdaptationSpec
+from workers.runner.methods import Method, Sft
 from workers.workflows.contracts import JobFailure, Sample
 
 RESULT_NAME = "result.json"
@@ -71,7 +73,10 @@ class PrepareOk(_Model):
 
 
 class TrainSpec(RunnerSpec):
-    """`train`: LoRA fine-tuning; checkpoints in `<output_dir>/checkpoints/`, the result in `<output_dir>/adapter/`.
+    """`train`: one training by one method.
+
+    Checkpoints are in `<output_dir>/checkpoints/`, the result is in `<output_dir>/adapter/`, or `<output_dir>/model/` if every
+    weight is trained; parameters beside the model's, such as a reward model's head, are with it as head.safetensors.
 
     When `max_run_seconds` have passed since the program's start it saves after the optimizer step in hand and ends with
     failure RUN_TIME_EXCEEDED (exit code USER_ERROR): the caller passes what is left of the job's limit, so there is nothing to
@@ -80,20 +85,24 @@ class TrainSpec(RunnerSpec):
 
     base_model_dir: Path
     train_path: Path
-    lora: LoraSpec
-    training: TrainingSpec
+    """Rows as `prepare` wrote them, in the method's format."""
+    method: Method = Field(default=Sft(), discriminator="name")
+    adaptation: AdaptationSpec = AdaptationSpec()
+    training: TrainingSpec | StageTraining
     threads: int = Field(ge=1, le=1_024)
     """Threads of matrix products. On CPU the result is a function of it, to the last bit."""
     resume_from: Path | None = None
     """A checkpoint directory of the same run, verified before use."""
     max_run_seconds: float = Field(gt=0.0)
+    max_norm_ratio: float = Field(default=1e4, gt=1.0)
+    """The numeric guard stops a run whose gradient's norm is more than so many times `training.max_grad_norm`."""
 
 
 class TrainOk(_Model):
     """What was trained."""
 
     final_loss: float
-    """Nats per target token over the last optimizer step."""
+    """The method's loss over the last optimizer step; for supervised fine-tuning in nats per target token."""
     steps: int
     tokens_per_second: float
     """Tokens, prompts included, that went through the model per second of this attempt's steps; 0 if it made none."""

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from control_plane.jobs.spec import LoraSpec, TrainingSpec
+from control_plane.jobs.specs.rlhf import AdaptationSpec
 from control_plane.jobs.states import FailureKind
 from workers.runner.data.tokenized import read_rows
 from workers.runner.evaluation import scoring
@@ -46,7 +47,7 @@ def adapter(base_model: Path, prepared: Path, tmp_path_factory: pytest.TempPathF
         base_model_dir=base_model,
         train_path=prepared / "train.jsonl",
         output_dir=output_dir,
-        lora=LoraSpec(),
+        adaptation=AdaptationSpec(),
         training=TrainingSpec(steps=15, micro_batch_size=4, learning_rate=1e-2),
         threads=1,
         max_run_seconds=600,

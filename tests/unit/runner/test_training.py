@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from control_plane.jobs.spec import LoraSpec, TrainingSpec
+from control_plane.jobs.specs.rlhf import AdaptationSpec
 from control_plane.jobs.states import FailureKind
 from workers.manifest import MANIFEST_NAME, sha256_of, verify_manifest, write_manifest
 from workers.runner.data.tokenized import TokenizedRow, read_rows
@@ -28,6 +29,7 @@ from workers.runner.program import Context
 from workers.runner.specs import TrainSpec
 from workers.runner.training import loop
 from workers.runner.training.checkpoint import checkpoint_path, write_checkpoint
+from workers.runner.training.order import DataOrder
 from workers.runner.training.trainer import Trainer
 
 Spec = Callable[..., TrainSpec]
@@ -48,7 +50,7 @@ def spec(base_model: Path, prepared: Path, tmp_path: Path) -> Spec:
             "base_model_dir": base_model,
             "train_path": prepared / "train.jsonl",
             "output_dir": tmp_path / output,
-            "lora": LoraSpec(rank=2, alpha=4, dropout=dropout),
+            "adaptation": AdaptationSpec(lora=LoraSpec(rank=2, alpha=4, dropout=dropout)),
             "training": TrainingSpec(**training),
             "threads": 1,
             "max_run_seconds": 600.0,
@@ -103,7 +105,7 @@ def test_the_first_loss_is_the_base_models_mean_over_target_tokens(spec: Spec) -
     settings = spec(micro_batch_size=8)
     trainer = Trainer(settings)
     rows = read_rows(settings.train_path)
-    chosen = [rows[index] for index in trainer._order.take(0, 8)]  # pyright: ignore[reportPrivateUsage] - the order under test
+    chosen = [rows[index] for index in DataOrder(len(rows), settings.training.seed).take(0, 8)]
     losses = document_losses(load_base_model(settings.base_model_dir), Documents.of(chosen, torch.device("cpu")))
     expected = losses.sum().item() / sum(row.target_count for row in chosen)
     assert trainer.train_step().loss == pytest.approx(expected, rel=1e-5)
@@ -173,7 +175,7 @@ def test_an_infinite_gradient_updates_nothing(spec: Spec) -> None:
     trainer = Trainer(spec())
     trainer.train_step()
     before = trainer.snapshot()
-    parameter = trainer._parameters[0]  # pyright: ignore[reportPrivateUsage] - to break its gradient
+    parameter = next(iter(trainer._parameters.values()))  # pyright: ignore[reportPrivateUsage] - to break its gradient
 
     def overflow(gradient: torch.Tensor) -> torch.Tensor:
         return gradient * math.inf
@@ -183,7 +185,7 @@ def test_an_infinite_gradient_updates_nothing(spec: Spec) -> None:
         trainer.train_step()
     after = trainer.snapshot()
     assert after.state == before.state
-    assert all(torch.equal(after.adapter[name], tensor) for name, tensor in before.adapter.items())
+    assert all(torch.equal(after.weights[name], tensor) for name, tensor in before.weights.items())
 
 
 def test_the_run_time_limit_holds_before_the_first_step(spec: Spec, context: Context) -> None:
@@ -282,7 +284,7 @@ def test_a_checkpoint_with_a_right_manifest_over_wrong_tensors_is_refused(spec: 
     moments["exp_avg.model.foreign"] = torch.zeros(2)
     save_file(moments, checkpoint / "optimizer.safetensors")
     write_manifest(checkpoint, {"kind": "checkpoint", "step": 1})
-    with pytest.raises(RunnerError, match="expected this adapter's moments"):
+    with pytest.raises(RunnerError, match="expected the moments of what this job trains"):
         loop.run(context, spec(steps=1, resume_from=checkpoint, output="again"))
 
 

@@ -21,7 +21,7 @@ def _spec(output_dir: Path, base_model: Path, prepared: Path, **changes: Any) ->
         "base_model_dir": base_model,
         "train_path": prepared / "train.jsonl",
         "output_dir": output_dir,
-        "lora": {"rank": 4, "alpha": 8, "dropout": 0.2},
+        "adaptation": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.2}},
         "training": {
             "steps": STEPS,
             "micro_batch_size": 2,
@@ -86,7 +86,7 @@ def test_killed_or_stopped_and_resumed_equals_uninterrupted(base_model: Path, pr
 
 def test_a_refused_allocation_is_out_of_memory(base_model: Path, prepared: Path, tmp_path: Path) -> None:
     spec = _spec(tmp_path, base_model, prepared)
-    spec["lora"]["dropout"] = 0.0
+    spec["adaptation"]["lora"]["dropout"] = 0.0
     spec["training"] |= {"micro_batch_size": 1_024, "gradient_accumulation": 1}
     limit = 1_500_000_000
     running = start("train", spec, before=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from control_plane.jobs.specs.rlhf import AdaptationSpec
 from control_plane.jobs.states import FailureKind
 from control_plane.settings import TelemetrySettings
 from headway_client import telemetry
@@ -59,7 +60,7 @@ async def train(tools: Tools) -> AgentResult:
         base_model_dir=base_model_dir,
         train_path=data_dir / "train.jsonl",
         output_dir=spec.workdir / "train",
-        lora=job.spec.lora,
+        adaptation=AdaptationSpec(lora=job.spec.lora),
         training=job.spec.training,
         threads=spec.threads,
         resume_from=None if resume is None else resume.directory,

@@ -29,13 +29,19 @@ def autocast() -> torch.autocast:
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=device().type == "cuda")
 
 
-def load_base_model(directory: Path) -> Any:
+def load_base_model(directory: Path, *, four_bit: bool = False) -> Any:
     """The causal language model in fp32, on `device()`, attending within documents only (documents.py).
+
+    Args:
+        directory: a base model's.
+        four_bit: hold the linear layers in NF4 with quantised constants (Dettmers et al. 2023, arXiv:2305.14314); needs CUDA
+            and bitsandbytes.
 
     Raises:
         RunnerError: INVALID_BASE_MODEL.
     """
     architecture = vet_base_model(directory)
+    options: dict[str, Any] = {"quantization_config": _four_bit(), "device_map": device()} if four_bit else {}
     try:
         model = getattr(transformers, architecture).from_pretrained(
             directory,
@@ -44,10 +50,20 @@ def load_base_model(directory: Path) -> Any:
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            **options,
         )
     except (ValueError, OSError, KeyError) as error:
         raise RunnerError(FailureKind.INVALID_BASE_MODEL, f"base model cannot be loaded: {error}") from error
-    return model.to(device())
+    return model if four_bit else model.to(device())
+
+
+def _four_bit() -> transformers.BitsAndBytesConfig:
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def end_tokens(model: Any) -> frozenset[int]:

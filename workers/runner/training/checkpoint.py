@@ -1,8 +1,10 @@
 """Checkpoints: all that the next optimizer step depends on, as safetensors and JSON, under a manifest.
 
 step-00000004/
-  adapter_model.safetensors  adapter_config.json   the adapter, as it would be released at this step
+  adapter_model.safetensors  adapter_config.json   the adapter, or model*.safetensors and config.json: as released at this step
+  head.safetensors                                 parameters beside the model's, if the method has any
   optimizer.safetensors                            AdamW's moments and step counts
+  objective.safetensors                            what the method keeps besides, if anything
   rng.safetensors                                  torch's random state on CPU and on every GPU
   state.json                                       step, data position, metrics, identity of the run, versions, threads
   manifest.json                                    name, size and SHA-256 of each; step
@@ -10,6 +12,7 @@ step-00000004/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +20,9 @@ from typing import Any
 
 import torch
 from opentelemetry import context as otel_context
-from peft import PeftModel
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Parameter
 
 from control_plane.jobs.states import FailureKind
 from headway_client import telemetry
@@ -28,39 +30,28 @@ from workers.manifest import ManifestError, verify_manifest
 from workers.runner.events import EventWriter
 from workers.runner.failures import RunnerError
 from workers.runner.files import atomic_directory
-from workers.runner.models.adapters import adapter_config, adapter_tensors, restore_adapter, save_adapter, trainable
+from workers.runner.models.adaptation import Adaptation
+from workers.runner.training.objective import Objective
+from workers.runner.training.state import RunState, random_state, restore_random_state
 
+_HEAD_NAME = "head.safetensors"
 _OPTIMIZER_NAME = "optimizer.safetensors"
+_OBJECTIVE_NAME = "objective.safetensors"
 _RNG_NAME = "rng.safetensors"
 _STATE_NAME = "state.json"
-
-
-class RunState(BaseModel):
-    """What of a run is numbers, not tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: int
-    """Optimizer steps completed."""
-    rows_seen: int
-    """The data position: places of the data order consumed."""
-    tokens_seen: int
-    loss: float
-    """Nats per target token over the last step."""
-    identity: dict[str, str]
-    """What must be equal for a checkpoint to be continued: hashes of base model, data and spec."""
-    environment: dict[str, str]
-    """What must be equal for it to be continued to the same bits: library versions, threads, device."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A copy, on the CPU, of everything that a checkpoint holds; the run may go on while it is written."""
 
+    adaptation: Adaptation
+    """Knows how its weights are written; its own, which go on changing, are not looked at."""
     state: RunState
-    adapter: dict[str, Tensor]
-    adapter_config: dict[str, Any]
+    weights: dict[str, Tensor]
+    heads: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    objective: dict[str, Tensor]
     rng: dict[str, Tensor]
 
 
@@ -69,25 +60,42 @@ def checkpoint_path(output_dir: Path, step: int) -> Path:
     return output_dir / "checkpoints" / f"step-{step:08d}"
 
 
-def snapshot(model: PeftModel, optimizer: torch.optim.Optimizer, state: RunState) -> Snapshot:
-    """Copies the run as it stands."""
+def snapshot(
+    adaptation: Adaptation,
+    objective: Objective[Any],
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Parameter],
+    state: RunState,
+) -> Snapshot:
+    """Copies the run as it stands. parameters: those that the optimizer moves, by name."""
     moments = {
         f"{key}.{name}": value.detach().to("cpu", copy=True)
-        for name, parameter in trainable(model).items()
+        for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    rng = {"cpu": torch.get_rng_state()}
-    rng.update({f"cuda.{index}": value for index, value in enumerate(_cuda_rng())})
-    return Snapshot(state, adapter_tensors(model), adapter_config(model), moments, rng)
+    return Snapshot(
+        adaptation, state, adaptation.tensors(), _copies(objective.heads()), moments, objective.tensors(), random_state()
+    )
 
 
 def write_checkpoint(target: Path, content: Snapshot) -> None:
     """Writes a checkpoint that appears at `target` complete and durable, or not at all."""
     with atomic_directory(target, {"kind": "checkpoint", "step": content.state.step}) as folder:
-        save_adapter(folder, content.adapter, content.adapter_config)
+        content.adaptation.save(folder, content.weights)
+        if content.heads:
+            save_file(content.heads, folder / _HEAD_NAME)
         save_file(content.optimizer, folder / _OPTIMIZER_NAME)
+        if content.objective:
+            save_file(content.objective, folder / _OBJECTIVE_NAME)
         save_file(content.rng, folder / _RNG_NAME)
         (folder / _STATE_NAME).write_text(content.state.model_dump_json(indent=1) + "\n")
+
+
+def save_result(folder: Path, adaptation: Adaptation, objective: Objective[Any]) -> None:
+    """Writes what was trained, as it stands, with all that is needed to use it beside the base model."""
+    adaptation.release(folder, adaptation.tensors())
+    if heads := _copies(objective.heads()):
+        save_file(heads, folder / _HEAD_NAME)
 
 
 def read_state(folder: Path) -> RunState:
@@ -105,24 +113,51 @@ def read_state(folder: Path) -> RunState:
         ) from error
 
 
-def restore(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a verified checkpoint back into model, optimizer and random state."""
-    restore_adapter(model, folder)
+def restore(
+    folder: Path,
+    adaptation: Adaptation,
+    objective: Objective[Any],
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Parameter],
+) -> None:
+    """Puts a verified checkpoint back into weights, objective, optimizer and random state.
+
+    Raises:
+        RunnerError: INTEGRITY, if its tensors are not those of this run.
+    """
+    adaptation.restore(folder)
+    _restore_heads(folder, objective.heads())
     moments = load_file(folder / _OPTIMIZER_NAME)
-    for name, parameter in trainable(model).items():
+    for name, parameter in parameters.items():
         suffix = "." + name
-        for key in [key for key in moments if key.endswith(suffix)]:
+        for key in [key for key in moments if key.endswith(suffix) and "." not in key.removesuffix(suffix)]:
             kind = key.removesuffix(suffix)
             value = moments.pop(key)
             # AdamW keeps its step counts on the CPU, its moments beside the weights.
             optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
     if moments:
-        raise RunnerError(FailureKind.INTEGRITY, f"{_OPTIMIZER_NAME}: expected this adapter's moments, found others")
-    rng = load_file(folder / _RNG_NAME)
-    torch.set_rng_state(rng["cpu"])
-    for index in range(len(_cuda_rng())):
-        if f"cuda.{index}" in rng:
-            torch.cuda.set_rng_state(rng[f"cuda.{index}"], index)
+        raise _foreign(_OPTIMIZER_NAME, "the moments of what this job trains")
+    kept = folder / _OBJECTIVE_NAME
+    objective.restore(load_file(kept) if kept.is_file() else {})
+    restore_random_state(load_file(folder / _RNG_NAME))
+
+
+def _restore_heads(folder: Path, heads: Mapping[str, Parameter]) -> None:
+    path = folder / _HEAD_NAME
+    saved = load_file(path) if path.is_file() else {}
+    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in heads.items()}:
+        raise _foreign(_HEAD_NAME, "the tensors of this method's heads")
+    with torch.no_grad():
+        for name, parameter in heads.items():
+            parameter.copy_(saved[name])
+
+
+def _copies(parameters: Mapping[str, Parameter]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in parameters.items()}
+
+
+def _foreign(name: str, expected: str) -> RunnerError:
+    return RunnerError(FailureKind.INTEGRITY, f"{name}: expected {expected}, found others")
 
 
 class CheckpointWriter:
@@ -160,7 +195,3 @@ class CheckpointWriter:
                 self._events.checkpoint(content.state.step, path)
         finally:
             otel_context.detach(token)
-
-
-def _cuda_rng() -> list[Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

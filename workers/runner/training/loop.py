@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 from control_plane.jobs.states import FailureKind
 from headway_client import telemetry
@@ -25,6 +26,7 @@ def run(context: Context, spec: TrainSpec) -> TrainOk:
     """
     with telemetry.tracer().start_as_current_span("runner.load"):
         trainer = _start(context, spec)
+    trainer.begin()
     writer = CheckpointWriter(spec.output_dir, context.events)
     try:
         return _train(context, spec, trainer, writer)
@@ -33,8 +35,11 @@ def run(context: Context, spec: TrainSpec) -> TrainOk:
 
 
 def _start(context: Context, spec: TrainSpec) -> Trainer:
-    trainer = Trainer(spec)
-    context.events.log(f"training {trainer.adapter_parameters:,} adapter parameters for {spec.training.steps} steps")
+    trainer = Trainer(spec, context.stop)
+    context.events.log(
+        f"training {trainer.trained_parameters:,} parameters ({spec.method.name}, {spec.adaptation.method}) "
+        f"for {spec.training.steps} steps"
+    )
     if spec.resume_from is not None:
         for difference in trainer.resume(spec.resume_from):
             context.events.log(f"the resumed run may differ in its last bits: {difference}", "WARNING")
@@ -48,18 +53,19 @@ def _train(context: Context, spec: TrainSpec, trainer: Trainer, writer: Checkpoi
     seconds = 0.0
     while trainer.state.step < spec.training.steps:
         exceeded = time.monotonic() - context.started >= spec.max_run_seconds
-        if context.stop.is_set() or exceeded:
+        took = None if exceeded else _step(context, spec, trainer)
+        if took is None:
             if trainer.state.step > saved_step:
                 saved = writer.save(trainer.snapshot())
             writer.wait()
             raise _exceeded(spec, trainer) if exceeded else PreemptedError(trainer.state.step, saved)
-        seconds += _step(context, spec, trainer)
+        seconds += took
         step = trainer.state.step
         if step % spec.training.checkpoint_every_steps == 0 or step == spec.training.steps:
             saved_step, saved = step, writer.save(trainer.snapshot())
     writer.wait()
-    with atomic_directory(spec.output_dir / "adapter") as folder:
-        trainer.save_adapter(folder)
+    with atomic_directory(spec.output_dir / trainer.result_name) as folder:
+        trainer.save_result(folder)
     tokens = trainer.state.tokens_seen - first_tokens
     return TrainOk(
         final_loss=trainer.state.loss,
@@ -69,16 +75,20 @@ def _train(context: Context, spec: TrainSpec, trainer: Trainer, writer: Checkpoi
     )
 
 
-def _step(context: Context, spec: TrainSpec, trainer: Trainer) -> float:
-    """One optimizer step, reported; returns its seconds."""
+def _step(context: Context, spec: TrainSpec, trainer: Trainer) -> float | None:
+    """One optimizer step, reported; returns its seconds, or None if the program was asked to stop before it was made."""
     begin = time.monotonic()
+    if context.stop.is_set():
+        return None
     # A span for every step of a short run; of a long one, for a hundred.
-    if trainer.state.step % max(1, spec.training.steps // _MOST_STEP_SPANS) == 0:
-        with telemetry.tracer().start_as_current_span("runner.train_step") as span:
+    spanned = trainer.state.step % max(1, spec.training.steps // _MOST_STEP_SPANS) == 0
+    try:
+        with telemetry.tracer().start_as_current_span("runner.train_step") if spanned else nullcontext() as span:
             metrics = trainer.train_step()
-            span.set_attributes({"headway.step": trainer.state.step, "headway.loss": metrics.loss})
-    else:
-        metrics = trainer.train_step()
+            if span is not None:
+                span.set_attributes({"headway.step": trainer.state.step, "headway.loss": metrics.loss})
+    except PreemptedError:
+        return None
     seconds = time.monotonic() - begin
     _report(context, spec, trainer.state.step, metrics, seconds)
     return seconds
@@ -94,6 +104,7 @@ def _report(context: Context, spec: TrainSpec, step: int, metrics: StepMetrics, 
             "learning_rate": metrics.learning_rate,
             "grad_norm": metrics.grad_norm,
             "tokens_per_second": metrics.tokens / seconds,
+            **metrics.method,
         },
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from control_plane.jobs.spec import TrainingSpec
+from control_plane.jobs.spec import StageTraining, TrainingSpec
 
 
 class DataOrder:
@@ -30,8 +32,18 @@ class DataOrder:
 
 
 def learning_rate(spec: TrainingSpec, step: int) -> float:
-    """The rate of optimizer step `step`, counted from 0: linear up over the warm-up, then linear down, never 0."""
+    """The rate of optimizer step `step`, counted from 0: linear up over the warm-up, then by the schedule, never 0.
+
+    Linear where the spec has no schedule; a cosine falls along half a period (Loshchilov and Hutter 2016, arXiv:1608.03983).
+    """
     warmup = min(spec.warmup_steps, spec.steps)
     if step < warmup:
         return spec.learning_rate * (step + 1) / (warmup + 1)
-    return spec.learning_rate * (spec.steps - step) / (spec.steps - warmup)
+    left = (spec.steps - step) / (spec.steps - warmup)
+    match spec.learning_rate_schedule if isinstance(spec, StageTraining) else "linear":
+        case "linear":
+            return spec.learning_rate * left
+        case "cosine":
+            return spec.learning_rate * (1 - math.cos(math.pi * left)) / 2
+        case "constant":
+            return spec.learning_rate

@@ -2,67 +2,77 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch.nn import Parameter
 
-from control_plane.jobs.spec import canonical_sha256
 from control_plane.jobs.states import FailureKind
-from workers.manifest import sha256_of
-from workers.runner.data.tokenized import TokenizedRow, batches, read_rows
-from workers.runner.failures import RunnerError
-from workers.runner.models.adapters import adapter_config, adapter_tensors, inject_lora, save_adapter, trainable
-from workers.runner.models.documents import Documents, document_losses
-from workers.runner.models.loading import autocast, device, load_base_model, use_threads
+from workers.runner.failures import PreemptedError, RunnerError
+from workers.runner.models.adaptation import adapt
+from workers.runner.models.loading import autocast, use_threads
 from workers.runner.specs import TrainSpec
-from workers.runner.training.checkpoint import RunState, Snapshot, read_state, restore, snapshot
-from workers.runner.training.order import DataOrder, learning_rate
-
-_LIBRARIES = ("numpy", "torch", "transformers", "peft", "safetensors")
-_MOST_NAMED_ROWS = 20
+from workers.runner.training.checkpoint import Snapshot, read_state, restore, save_result, snapshot
+from workers.runner.training.guard import NumericGuard
+from workers.runner.training.identity import environment_of, identity_of
+from workers.runner.training.objective import Mean, Objective, Step
+from workers.runner.training.objectives import objective_of
+from workers.runner.training.order import learning_rate
+from workers.runner.training.state import RunState, random_state, restore_random_state
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one optimizer step did. loss: nats per target token. tokens: all that went through the model."""
+    """What one optimizer step did. loss: the step's. tokens: all that went through the trained model."""
 
     loss: float
     learning_rate: float
     grad_norm: float
     tokens: int
+    method: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the method measures besides."""
 
 
 class Trainer:
-    """A LoRA fine-tune between two optimizer steps.
+    """A training between two optimizer steps.
 
-    `state` says how far it is. The learning rate and the order of the rows are functions of the step, so besides weights and
-    moments only torch's random state (which dropout draws from) has to be kept.
+    `state` says how far it is. The learning rate is a function of the step and what is dealt a function of the data
+    position, so besides parameters and moments only torch's random state (which dropout draws from) and what the
+    objective keeps are saved.
     """
 
-    def __init__(self, spec: TrainSpec) -> None:
+    def __init__(self, spec: TrainSpec, stop: threading.Event | None = None) -> None:
         use_threads(spec.threads)
         self._spec = spec.training
-        self._rows = read_rows(spec.train_path)
-        self._order = DataOrder(len(self._rows), spec.training.seed)
-        self._model = inject_lora(load_base_model(spec.base_model_dir), spec.lora, spec.training.seed)
-        self._model.train()
-        self._parameters = list(trainable(self._model).values())
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=0.0, weight_decay=spec.training.weight_decay)
+        self._resumed = False
+        self._adaptation = adapt(spec.base_model_dir, spec.adaptation, spec.training.seed)
+        self._adaptation.model.train()
+        self._objective: Objective[Any] = objective_of(spec, self._adaptation, stop or threading.Event())
+        self._parameters = _trained(self._adaptation.parameters(), self._objective.heads())
+        self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=0.0, weight_decay=spec.training.weight_decay)
+        self._guard = NumericGuard(spec.training.max_grad_norm * spec.max_norm_ratio)
         self.state = RunState(
-            step=0, rows_seen=0, tokens_seen=0, loss=0.0, identity=_identity(spec), environment=_environment(spec.threads)
+            step=0,
+            position=0,
+            tokens_seen=0,
+            loss=0.0,
+            identity=identity_of(spec),
+            environment=environment_of(spec.threads),
         )
 
     @property
-    def adapter_parameters(self) -> int:
+    def trained_parameters(self) -> int:
         """Number of values that are trained."""
-        return sum(parameter.numel() for parameter in self._parameters)
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    @property
+    def result_name(self) -> str:
+        """The directory of the result below the output directory."""
+        return self._adaptation.result_name
 
     def resume(self, checkpoint: Path) -> list[str]:
         """Continues from a checkpoint; returns what differs from where it was written, which costs bit-exactness.
@@ -78,7 +88,8 @@ class Trainer:
                     f"checkpoint {checkpoint.name} is of another run: expected {name} {expected}, "
                     f"found {saved.identity.get(name)}",
                 )
-        restore(checkpoint, self._model, self._optimizer)
+        restore(checkpoint, self._adaptation, self._objective, self._optimizer, self._parameters)
+        self._resumed = True
         here = self.state.environment
         self.state = saved.model_copy(update={"environment": here})
         return [
@@ -87,88 +98,75 @@ class Trainer:
             if saved.environment.get(name) != value
         ]
 
-    def snapshot(self) -> Snapshot:
-        """A copy of the run as it stands."""
-        return snapshot(self._model, self._optimizer, self.state)
-
-    def save_adapter(self, folder: Path) -> None:
-        """Writes the adapter as it stands."""
-        save_adapter(folder, adapter_tensors(self._model), adapter_config(self._model))
-
-    def train_step(self) -> StepMetrics:
-        """Makes one optimizer step over `gradient_accumulation` micro-batches.
+    def begin(self) -> None:
+        """Makes ready what the objective needs before the first step of a run that was not resumed.
 
         Raises:
-            RunnerError: NUMERIC, before anything was updated, if a loss or the gradient is not finite.
+            PreemptedError: asked to stop.
+        """
+        if not self._resumed:
+            self._objective.begin()
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the run as it stands."""
+        return snapshot(self._adaptation, self._objective, self._optimizer, self._parameters, self.state)
+
+    def save_result(self, folder: Path) -> None:
+        """Writes what was trained as it stands."""
+        save_result(folder, self._adaptation, self._objective)
+
+    def train_step(self) -> StepMetrics:
+        """Makes one optimizer step over the micro-batches that the objective deals.
+
+        Raises:
+            RunnerError: NUMERIC, before anything was updated: a loss or the gradient is not finite, or the gradient explodes.
+            PreemptedError: asked to stop while it generated; the run is as it was before the step.
         """
         spec, state = self._spec, self.state
-        count = spec.micro_batch_size * spec.gradient_accumulation
-        rows = [self._rows[index] for index in self._order.take(state.rows_seen, count)]
-        loss = self._accumulate(rows)
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, spec.max_grad_norm))
-        if not math.isfinite(norm):
-            raise self._numeric(f"the gradient's norm is {norm}", rows)
+        step = self._deal()
+        loss, metrics = self._accumulate(step)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), spec.max_grad_norm))
+        self._guard.check_norm(norm, state.step + 1, step.batches)
         rate = learning_rate(spec, state.step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad()
-        tokens = sum(len(row.tokens) for row in rows)
+        self._objective.after_step()
+        tokens = sum(batch.tokens for batch in step.batches)
         self.state = state.model_copy(
             update={
                 "step": state.step + 1,
-                "rows_seen": state.rows_seen + count,
+                "position": step.next_position,
                 "tokens_seen": state.tokens_seen + tokens,
                 "loss": loss,
             }
         )
-        return StepMetrics(loss=loss, learning_rate=rate, grad_norm=norm, tokens=tokens)
+        measured = {name: mean.value for name, mean in metrics.items()}
+        return StepMetrics(loss=loss, learning_rate=rate, grad_norm=norm, tokens=tokens, method=measured)
 
-    def _accumulate(self, rows: Sequence[TokenizedRow]) -> float:
-        """Adds up the gradient of the mean loss per target token of the whole step, however it is cut into micro-batches."""
-        targets = sum(row.target_count for row in rows)
+    def _deal(self) -> Step[Any]:
+        before = random_state()
+        try:
+            return self._objective.deal(self.state.position)
+        except PreemptedError:
+            restore_random_state(before)
+            raise
+
+    def _accumulate(self, step: Step[Any]) -> tuple[float, dict[str, Mean]]:
+        """Adds up the gradient of the step's loss."""
         loss = 0.0
-        for micro_batch in batches(rows, self._spec.micro_batch_size):
+        metrics: dict[str, Mean] = {}
+        for batch in step.batches:
             with autocast():
-                losses = document_losses(self._model.get_base_model(), Documents.of(micro_batch, device()))
-            self._check_finite(micro_batch, losses.detach())
-            mean = losses.sum() / targets
-            mean.backward()
-            loss += mean.item()
-        return loss
-
-    def _check_finite(self, rows: Sequence[TokenizedRow], losses: Tensor) -> None:
-        finite = losses.isfinite().tolist()
-        if not all(finite):
-            raise self._numeric("the loss is not finite", [row for row, good in zip(rows, finite, strict=True) if not good])
-
-    def _numeric(self, what: str, rows: Sequence[TokenizedRow]) -> RunnerError:
-        lines = ", ".join(str(row.line) for row in rows[:_MOST_NAMED_ROWS])
-        more = f" and {len(rows) - _MOST_NAMED_ROWS} more" if len(rows) > _MOST_NAMED_ROWS else ""
-        return RunnerError(
-            FailureKind.NUMERIC,
-            f"{what} at step {self.state.step + 1}, with the rows of lines {lines}{more} of the dataset; nothing was updated. "
-            "Look at these rows, or lower the learning rate",
-        )
+                found = self._objective.loss(batch)
+            self._guard.check_losses(found.row_losses, self.state.step + 1, batch)
+            found.loss.backward()
+            loss += found.loss.item()
+            for name, mean in found.metrics.items():
+                metrics[name] = metrics.get(name, Mean(0.0, 0.0)) + mean
+        return loss, metrics
 
 
-def _identity(spec: TrainSpec) -> dict[str, str]:
-    weights = hashlib.sha256()
-    for path in sorted(spec.base_model_dir.glob("*.safetensors")):
-        weights.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return {
-        "base_model_sha256": weights.hexdigest(),
-        "train_rows_sha256": sha256_of(spec.train_path),
-        "spec_sha256": canonical_sha256(
-            {"lora": spec.lora.model_dump(mode="json"), "training": spec.training.model_dump(mode="json")}
-        ),
-    }
-
-
-def _environment(threads: int) -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in _LIBRARIES},
-        "device": torch.cuda.get_device_name() if device().type == "cuda" else torch.backends.cpu.get_cpu_capability(),
-        "threads": str(threads),
-    }
+def _trained(model: Mapping[str, Parameter], heads: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    return {**model, **{f"head.{name}": parameter for name, parameter in heads.items()}}
