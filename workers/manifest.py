@@ -97,6 +97,26 @@ def verify_manifest(directory: Path, expected_sha256: str | None = None) -> Mani
     return manifest
 
 
+def verify_checkpoint(directory: Path) -> Manifest:
+    """As `verify_manifest`, and the manifest must be of the step that the directory is named after, as in "step-00000004".
+
+    A whole checkpoint in another one's place is as wrong as a flipped bit, and consistent with itself.
+
+    Raises:
+        ManifestError: as `verify_manifest`; or the checkpoint is of another step.
+    """
+    manifest = verify_manifest(directory)
+    step = manifest["extra"].get("step")
+    if not isinstance(step, int) or directory.name != checkpoint_name(step):
+        raise ManifestError(MANIFEST_NAME, f"the step of {directory.name}", f"step {step}")
+    return manifest
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the directory of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
 def flush_directory(directory: Path) -> None:
     """Makes the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

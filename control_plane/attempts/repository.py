@@ -174,9 +174,13 @@ async def list_checkpoints(connection: AsyncConnection, job_id: str, before_step
 async def record_resume(
     connection: AsyncConnection, job_id: str, attempt: int, step: int, damaged_steps: Sequence[int]
 ) -> None:
-    """Records where an attempt goes on from; what failed verification is never offered again. A repeat changes nothing."""
+    """Records where an attempt goes on from; what failed verification is never offered again. A repeat changes nothing.
+
+    An attempt may do so more than once: its runner may find damage in what it was given.
+    """
     await lock_leased(connection, job_id, attempt)
-    if await _recorded(connection, job_id, attempt, JobPhase.TRAIN, EventType.RESUMED):
+    detail = {"step": step, "damaged_steps": list(damaged_steps)}
+    if await _last_resume(connection, job_id, attempt) == detail:
         return
     if damaged_steps:
         await connection.execute(
@@ -192,8 +196,15 @@ async def record_resume(
         job_id,
         EventType.RESUMED,
         phase=JobPhase.TRAIN,
-        detail={"step": step, "damaged_steps": list(damaged_steps)},
+        detail=detail,
     )
+
+
+async def _last_resume(connection: AsyncConnection, job_id: str, attempt: int) -> Any:
+    query = select(job_events.c.detail).where(
+        job_events.c.job_id == job_id, job_events.c.attempt == attempt, job_events.c.type == str(EventType.RESUMED)
+    )
+    return (await connection.execute(query.order_by(job_events.c.sequence.desc()).limit(1))).scalar_one_or_none()
 
 
 async def confirm_pause(connection: AsyncConnection, job_id: str, attempt: int, pause: int) -> JobState:

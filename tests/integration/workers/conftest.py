@@ -129,7 +129,7 @@ class World:
     prepared: c.PreparedData
     attempts: int = 0
 
-    async def attempt(self, script: dict[int, str] | None = None, *, steps: int = 4) -> Attempt:
+    async def attempt(self, script: dict[int | str, str] | None = None, *, steps: int = 4) -> Attempt:
         _, lease_id = await self.api.leased(self.job_id, self.attempts)
         self.attempts += 1
         workdir = self.tmp_path / f"attempt-{self.attempts}"

@@ -1,7 +1,8 @@
 """A runner program that trains nothing and otherwise keeps the runner's contract; what it does at each step is in SCRIPT.
 
 SCRIPT is JSON, step to deed: "wait" (until asked to stop, then save and end as preempted), "die" (by SIGSEGV), "nan"
-(the verdict NUMERIC), "noise" (events that are none, and long lines). Every second step is saved.
+(the verdict NUMERIC), "noise" (events that are none, and long lines). Every second step is saved. What it does when it is to go
+on from step N is under "from N": "refuse" (the verdict INTEGRITY), "damage" (once, a byte of the checkpoint changes first).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from workers.manifest import verify_manifest, write_manifest
+from workers.manifest import ManifestError, verify_checkpoint, write_manifest
 
 
 class ScriptedRunner:
@@ -67,11 +68,25 @@ class ScriptedRunner:
             case _:
                 raise ValueError(deed)
 
+    def resume(self, checkpoint: Path) -> int:
+        step = json.loads((checkpoint / "state.json").read_text())["step"]
+        deed = self.script.get(f"from {step}")
+        damaged = checkpoint.with_name("damaged-once")
+        if deed == "damage" and not damaged.exists():
+            damaged.touch()
+            (checkpoint / "state.json").write_text("?")
+        try:
+            verify_checkpoint(checkpoint)
+        except ManifestError as error:
+            self.end(1, failure={"kind": "INTEGRITY", "message": str(error)})
+        if deed == "refuse":
+            self.end(1, failure={"kind": "INTEGRITY", "message": "of another run"})
+        return step
+
     def run(self) -> NoReturn:
         first = 1
         if self.spec["resume_from"]:
-            verify_manifest(Path(self.spec["resume_from"]))
-            first = json.loads((Path(self.spec["resume_from"]) / "state.json").read_text())["step"] + 1
+            first = self.resume(Path(self.spec["resume_from"])) + 1
         total = self.spec["training"]["steps"]
         for step in range(first, total + 1):
             self.emit("log", level="INFO", text=f"step {step}")

@@ -84,6 +84,26 @@ async def test_an_attempt_goes_on_past_damaged_checkpoints(world: World) -> None
     assert steps == [3, 4, 5, 6]
 
 
+async def test_a_checkpoint_that_the_runner_refuses_is_passed_over(world: World) -> None:
+    first = await world.attempt({5: "die"}, steps=6)
+    assert_lost(await first.run(), LossReason.RUNNER_CRASHED)
+    second = await world.attempt({"from 4": "refuse"}, steps=6)
+    assert (await second.run()).trained is not None
+    assert await second.events("RESUMED") == [{"step": 4, "damaged_steps": []}, {"step": 2, "damaged_steps": [4]}]
+    assert [step for attempt, step in progress(await second.records()) if attempt == 2] == [3, 4, 5, 6]
+
+
+async def test_a_checkpoint_that_its_machine_damages_is_fetched_again(world: World) -> None:
+    first = await world.attempt({5: "die"}, steps=6)
+    assert_lost(await first.run(), LossReason.RUNNER_CRASHED)
+    second = await world.attempt({"from 4": "damage"}, steps=6)
+    assert (await second.run()).trained is not None
+    assert await second.events("RESUMED") == [{"step": 4, "damaged_steps": []}]
+    records = await second.records()
+    assert [step for attempt, step in progress(records) if attempt == 2] == [5, 6]
+    assert [line for line in records if "damaged on this machine" in line.line.text]
+
+
 async def damage_checkpoint(world: World, step: int) -> None:
     """One flipped bit in one file of a committed checkpoint."""
     [row] = await world.api.sql(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.manifest import MANIFEST_NAME, ManifestError, verify_manifest, write_manifest
+from workers.manifest import MANIFEST_NAME, ManifestError, verify_checkpoint, verify_manifest, write_manifest
 
 
 @pytest.fixture
@@ -93,6 +93,18 @@ def test_every_change_is_noticed(mutation: str, directory: Path) -> None:
     MUTATIONS[mutation](directory)
     with pytest.raises(ManifestError, match=r"expected .+, found .+"):
         verify_manifest(directory)
+
+
+def test_a_checkpoint_in_another_ones_place_is_noticed(directory: Path, tmp_path: Path) -> None:
+    place = directory.rename(tmp_path / "step-00000004")
+    assert verify_checkpoint(place)["extra"] == {"step": 4}
+    other = place.rename(tmp_path / "step-00000008")
+    assert verify_manifest(other)["extra"] == {"step": 4}
+    with pytest.raises(ManifestError, match="expected the step of step-00000008, found step 4"):
+        verify_checkpoint(other)
+    write_manifest(other, {})
+    with pytest.raises(ManifestError, match="found step None"):
+        verify_checkpoint(other)
 
 
 def test_a_manifest_is_not_written_over_links(directory: Path) -> None:

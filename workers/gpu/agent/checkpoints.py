@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from headway_client.errors import HeadwayError
 from workers.control_plane import CommittedCheckpoint, ControlPlane, fenced_off
 from workers.gpu.agent.logs import LogForwarder
 from workers.gpu.agent.spec import AgentSpec
-from workers.manifest import ManifestError, verify_manifest
+from workers.manifest import ManifestError, checkpoint_name, verify_checkpoint
 from workers.storage import IntegrityError, ObjectMissingError, ObjectStore, StorageError
 from workers.stored_files import download, project_prefix, upload
 
@@ -77,7 +78,7 @@ class CheckpointUploader:
             wait = min(2 * wait, _RETRY_SECONDS_MAX)
 
     async def _try(self, step: int, directory: Path) -> None:
-        await asyncio.to_thread(verify_manifest, directory)
+        await asyncio.to_thread(verify_checkpoint, directory)
         files = await asyncio.to_thread(upload, self._store, directory, project_prefix(self._job.project))
         await self._control_plane.commit_checkpoint(self._job.job_id, self._attempt, CommittedCheckpoint(step, files))
         self._logs.line(f"checkpoint {step} is stored", "agent")
@@ -93,7 +94,7 @@ class ResumePoint:
 
 
 async def newest_good(
-    spec: AgentSpec, control_plane: ControlPlane, store: ObjectStore, directory: Path
+    spec: AgentSpec, control_plane: ControlPlane, store: ObjectStore, directory: Path, refused: Collection[int] = ()
 ) -> tuple[ResumePoint | None, list[int]]:
     """Fetches the newest committed checkpoint that is undamaged; also returns the steps of those passed over.
 
@@ -101,7 +102,8 @@ async def newest_good(
         spec: names the job.
         control_plane: knows the checkpoints.
         store: holds them.
-        directory: where checkpoints go, each in a folder of its own.
+        directory: where checkpoints go, each in a folder of its own; what is there already is fetched anew.
+        refused: steps whose checkpoints the runner could not use; they count as damaged.
 
     Raises:
         HeadwayError, StorageError: a server is out of reach, which says nothing about a checkpoint.
@@ -111,8 +113,10 @@ async def newest_good(
     job_id, attempt = spec.context.job.job_id, spec.grant.attempt
     while page := await control_plane.list_checkpoints(job_id, attempt, before_step=before_step):
         for checkpoint in page:
-            target = directory / f"step-{checkpoint.step:08d}"
+            target = directory / checkpoint_name(checkpoint.step)
             try:
+                if checkpoint.step in refused:
+                    raise ManifestError(target.name, "a checkpoint that the runner can use", "one that it refused")
                 await asyncio.to_thread(_fetch, store, checkpoint, target)
             except (ManifestError, IntegrityError, ObjectMissingError) as error:
                 _log.warning("a checkpoint is damaged and passed over", step=checkpoint.step, fault=str(error))
@@ -123,6 +127,16 @@ async def newest_good(
     return None, damaged
 
 
+def is_intact(checkpoint: ResumePoint) -> bool:
+    """Whether a fetched checkpoint is still what was fetched. Reads all of it."""
+    try:
+        verify_checkpoint(checkpoint.directory)
+    except (ManifestError, OSError):
+        return False
+    return True
+
+
 def _fetch(store: ObjectStore, checkpoint: CommittedCheckpoint, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
     download(store, checkpoint.files, target)
-    verify_manifest(target)
+    verify_checkpoint(target)

@@ -26,7 +26,7 @@ from torch.nn import Parameter
 
 from control_plane.jobs.states import FailureKind
 from headway_client import telemetry
-from workers.manifest import ManifestError, verify_manifest
+from workers.manifest import ManifestError, checkpoint_name, verify_checkpoint
 from workers.runner.events import EventWriter
 from workers.runner.failures import RunnerError
 from workers.runner.files import atomic_directory
@@ -57,7 +57,7 @@ class Snapshot:
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
     """Where the checkpoint of a step is."""
-    return output_dir / "checkpoints" / f"step-{step:08d}"
+    return output_dir / "checkpoints" / checkpoint_name(step)
 
 
 def snapshot(
@@ -105,7 +105,7 @@ def read_state(folder: Path) -> RunState:
         RunnerError: INTEGRITY, naming the file, what was expected and what was found.
     """
     try:
-        verify_manifest(folder)
+        verify_checkpoint(folder)
         return RunState.model_validate_json((folder / _STATE_NAME).read_bytes())
     except (ManifestError, OSError, ValueError) as error:
         raise RunnerError(
