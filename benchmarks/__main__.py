@@ -14,6 +14,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import (
+    checkpoint_mutations,
     decisions_durable,
     events_streamed,
     fairness_error,
@@ -66,6 +67,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "workflow_starts": Benchmark(workflow_starts.run, 60, 30),
     "kueue_baseline": Benchmark(kueue.of_scenario("kueue_baseline", "kueue_baseline"), 100, 90),
     "kueue_large": Benchmark(kueue.of_scenario("kueue_large", "kueue_large_scale"), 60, 30),
+    "checkpoint_mutations": Benchmark(checkpoint_mutations.run, 300, 90),
     "gang_reclaim": Benchmark(reclaim_gang.run, 15, 10),
 }
 

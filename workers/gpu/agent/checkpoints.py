@@ -1,11 +1,9 @@
-"""Checkpoints between the runner's directory and the object store: out as they are finished, in when an attempt resumes."""
+"""Checkpoints from the runner's directory to the object store, as they are finished."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -15,9 +13,9 @@ from headway_client.errors import HeadwayError
 from workers.control_plane import CommittedCheckpoint, ControlPlane, fenced_off
 from workers.gpu.agent.logs import LogForwarder
 from workers.gpu.agent.spec import AgentSpec
-from workers.manifest import ManifestError, checkpoint_name, verify_checkpoint
-from workers.storage import IntegrityError, ObjectMissingError, ObjectStore, StorageError
-from workers.stored_files import download, project_prefix, upload
+from workers.manifest import ManifestError, verify_checkpoint
+from workers.storage import IntegrityError, ObjectStore, StorageError
+from workers.stored_files import project_prefix, upload
 
 _RETRY_SECONDS_MAX = 15.0
 _log = structlog.get_logger()
@@ -83,60 +81,3 @@ class CheckpointUploader:
         await self._control_plane.commit_checkpoint(self._job.job_id, self._attempt, CommittedCheckpoint(step, files))
         self._logs.line(f"checkpoint {step} is stored", "agent")
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-
-
-@dataclass(frozen=True, slots=True)
-class ResumePoint:
-    """Where an attempt goes on from."""
-
-    step: int
-    directory: Path
-
-
-async def newest_good(
-    spec: AgentSpec, control_plane: ControlPlane, store: ObjectStore, directory: Path, refused: Collection[int] = ()
-) -> tuple[ResumePoint | None, list[int]]:
-    """Fetches the newest committed checkpoint that is undamaged; also returns the steps of those passed over.
-
-    Args:
-        spec: names the job.
-        control_plane: knows the checkpoints.
-        store: holds them.
-        directory: where checkpoints go, each in a folder of its own; what is there already is fetched anew.
-        refused: steps whose checkpoints the runner could not use; they count as damaged.
-
-    Raises:
-        HeadwayError, StorageError: a server is out of reach, which says nothing about a checkpoint.
-    """
-    damaged: list[int] = []
-    before_step = 0
-    job_id, attempt = spec.context.job.job_id, spec.grant.attempt
-    while page := await control_plane.list_checkpoints(job_id, attempt, before_step=before_step):
-        for checkpoint in page:
-            target = directory / checkpoint_name(checkpoint.step)
-            try:
-                if checkpoint.step in refused:
-                    raise ManifestError(target.name, "a checkpoint that the runner can use", "one that it refused")
-                await asyncio.to_thread(_fetch, store, checkpoint, target)
-            except (ManifestError, IntegrityError, ObjectMissingError) as error:
-                _log.warning("a checkpoint is damaged and passed over", step=checkpoint.step, fault=str(error))
-                damaged.append(checkpoint.step)
-                continue
-            return ResumePoint(checkpoint.step, target), damaged
-        before_step = page[-1].step
-    return None, damaged
-
-
-def is_intact(checkpoint: ResumePoint) -> bool:
-    """Whether a fetched checkpoint is still what was fetched. Reads all of it."""
-    try:
-        verify_checkpoint(checkpoint.directory)
-    except (ManifestError, OSError):
-        return False
-    return True
-
-
-def _fetch(store: ObjectStore, checkpoint: CommittedCheckpoint, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    download(store, checkpoint.files, target)
-    verify_checkpoint(target)

@@ -15,9 +15,10 @@ from control_plane.jobs.states import FailureKind
 from control_plane.settings import TelemetrySettings
 from headway_client import telemetry
 from workers.control_plane import ControlPlane
-from workers.gpu.agent.checkpoints import CheckpointUploader, ResumePoint, is_intact, newest_good
+from workers.gpu.agent.checkpoints import CheckpointUploader
 from workers.gpu.agent.logs import LogForwarder
 from workers.gpu.agent.memory import memory_limit_bytes, out_of_memory_kills
+from workers.gpu.agent.resumption import Resumption
 from workers.gpu.agent.runner import Runner, RunnerEnd
 from workers.gpu.agent.spec import AgentResult, AgentSpec
 from workers.programs import runner_environment
@@ -28,9 +29,6 @@ from workers.stored_files import FileCache, download, project_prefix, upload
 from workers.workflows.contracts import AttemptLoss, JobFailure, LossReason, Scores, StoredFiles, TrainedModel
 
 OkT = TypeVar("OkT", bound=BaseModel)
-
-_FETCHES_MAX = 3
-"""How often checkpoints are fetched when this machine damages them, before they are avoided."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ async def train(tools: Tools) -> AgentResult:
     spec, job = tools.spec, tools.spec.context.job
     base_model_dir, data_dir = await _stage(tools)
     began = time.monotonic()
-    resumption = Resumption(tools)
+    resumption = Resumption(spec, tools.control_plane, tools.store, lambda text, level: tools.logs.line(text, "agent", level))
     while True:
         resume = await resumption.point()
         program_spec = TrainSpec(
@@ -127,38 +125,6 @@ async def _stage(tools: Tools) -> tuple[Path, Path]:
         base_model_dir = await asyncio.to_thread(tools.cache.stage, spec.prepared.base_model)
         await asyncio.to_thread(download, tools.store, spec.prepared.dataset, data_dir)
     return base_model_dir, data_dir
-
-
-class Resumption:
-    """Where a training goes on from: the newest checkpoint that the store has whole and that the runner can use."""
-
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._refused: set[int] = set()
-        self._fetches_left = _FETCHES_MAX
-
-    async def point(self) -> ResumePoint | None:
-        """Fetches the checkpoint to go on from, and records which it is and which were passed over. None: the beginning."""
-        tools, spec = self._tools, self._tools.spec
-        with telemetry.tracer().start_as_current_span("find checkpoint") as span:
-            resume, damaged = await newest_good(spec, tools.control_plane, tools.store, spec.workdir / "resume", self._refused)
-            step = 0 if resume is None else resume.step
-            span.set_attribute("headway.step", step)
-        if spec.grant.attempt > 1 or damaged:
-            await tools.control_plane.record_resume(spec.context.job.job_id, spec.grant.attempt, step, damaged)
-            passed_over = f", past damaged ones at {damaged}" if damaged else ""
-            tools.logs.line(f"attempt {spec.grant.attempt} goes on from step {step}{passed_over}", "agent")
-        return resume
-
-    async def refuse(self, resume: ResumePoint) -> None:
-        """The runner could not use a checkpoint: one that this machine damaged is fetched again, any other is avoided."""
-        self._fetches_left -= 1
-        if self._fetches_left > 0 and not await asyncio.to_thread(is_intact, resume):
-            said = "was damaged on this machine after it was fetched; it is fetched again"
-        else:
-            self._refused.add(resume.step)
-            said = "cannot be used; the one before it is tried"
-        self._tools.logs.line(f"checkpoint {resume.step} {said}", "agent", "WARNING")
 
 
 def _refuses_checkpoint(end: RunnerEnd[TrainOk]) -> bool:
