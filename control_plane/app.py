@@ -248,7 +248,7 @@ def _add_services(
         LogServicer(engine, notifications, hub, guard, cursors, store, heartbeat), server
     )
     attempt_service_pb2_grpc.add_AttemptServiceServicer_to_server(
-        AttemptServicer(engine, settings.scheduler.lease_seconds), server
+        AttemptServicer(engine, settings.scheduler.lease_seconds, settings.storage.retention), server
     )
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(engine, cursors), server)
     capacity_service_pb2_grpc.add_CapacityServiceServicer_to_server(

@@ -19,6 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from control_plane.attempts.retention import RetentionPolicy
+
 _T = TypeVar("_T")
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -63,6 +65,28 @@ class S3Settings(_Section):
     access_key_id: SecretStr | None = None
     """None: the ambient credentials."""
     secret_access_key: SecretStr | None = None
+
+
+class StorageSettings(_Section):
+    """What is kept of what jobs store. Nothing is deleted but by `python -m control_plane collect`."""
+
+    keep_latest: int = Field(default=3, ge=2, le=10_000)
+    """Of a job's checkpoints, this many of the newest."""
+    keep_best: int = Field(default=1, ge=0, le=10_000)
+    """Of a job's checkpoints, this many of those with the lowest metric."""
+    keep_every_steps: int = Field(default=0, ge=0, le=1_000_000)
+    """Of a job's checkpoints, those at multiples of this; 0: none for that reason."""
+    final_job_days: float = Field(default=30.0, ge=0)
+    """How long after its end a job's checkpoints, prepared data and records are kept. Registered versions stay."""
+    grace_hours: float = Field(default=24.0, ge=0)
+    """How long an object must have been there before it may be marked as garbage, and marked before it is deleted."""
+    stale_upload_hours: float = Field(default=168.0, ge=0)
+    """Uploads in parts that were begun longer ago are given up."""
+
+    @property
+    def retention(self) -> RetentionPolicy:
+        """The rule for checkpoints."""
+        return RetentionPolicy(self.keep_latest, self.keep_best, self.keep_every_steps)
 
 
 class MlflowSettings(_Section):
@@ -308,6 +332,7 @@ class Settings(BaseSettings):
     postgres: PostgresSettings | None = None
     temporal: TemporalSettings | None = None
     s3: S3Settings | None = None
+    storage: StorageSettings = StorageSettings()
     mlflow: MlflowSettings | None = None
     control_plane: ControlPlaneSettings | None = None
     identity: IdentitySettings | None = None

@@ -49,10 +49,11 @@ LEASE_NOT_HELD = "LEASE_NOT_HELD"
 
 @dataclass(frozen=True, slots=True)
 class CommittedCheckpoint:
-    """A checkpoint on record: the optimizer steps it covers, and its files."""
+    """A checkpoint on record: the optimizer steps it covers, its files, and what held-out data said of it, lower is better."""
 
     step: int
     files: StoredFiles
+    metric: float | None = None
 
 
 def fenced_off(error: HeadwayError) -> bool:
@@ -156,6 +157,7 @@ class ControlPlane:
             manifest_uri=checkpoint.files.manifest_uri,
             manifest_sha256=checkpoint.files.manifest_sha256,
             attempt=attempt,
+            metric=checkpoint.metric,
         )
         request = pb.CommitCheckpointRequest(job_id=job_id, attempt=attempt, checkpoint=message)
         await self._as_attempt(self._attempts.CommitCheckpoint, request, job_id, attempt)
@@ -168,6 +170,7 @@ class ControlPlane:
             CommittedCheckpoint(
                 step=found.step,
                 files=StoredFiles(manifest_uri=found.manifest_uri, manifest_sha256=found.manifest_sha256),
+                metric=found.metric if found.HasField("metric") else None,
             )
             for found in answer.checkpoints
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -110,6 +111,12 @@ def verify_checkpoint(directory: Path) -> Manifest:
     if not isinstance(step, int) or directory.name != checkpoint_name(step):
         raise ManifestError(MANIFEST_NAME, f"the step of {directory.name}", f"step {step}")
     return manifest
+
+
+def metric_of(checkpoint: Manifest) -> float | None:
+    """What held-out data said of a checkpoint, lower is better: `metric` in its manifest. None: nothing that is a number."""
+    metric = checkpoint["extra"].get("metric")
+    return float(metric) if isinstance(metric, int | float) and math.isfinite(metric) else None
 
 
 def checkpoint_name(step: int) -> str:

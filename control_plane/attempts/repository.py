@@ -11,9 +11,10 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.attempts.fence import lock_current, lock_leased
+from control_plane.attempts.retention import Retained, RetentionPolicy, released
 from control_plane.db.events import EventType, append_event, notify
 from control_plane.db.leases import OUTCOME_PAUSED, end_lease, end_open_leases
-from control_plane.db.tables import CHANNEL_SCHEDULER, checkpoints, job_events, jobs, leases
+from control_plane.db.tables import CHANNEL_SCHEDULER, checkpoints, job_events, jobs, leases, model_versions
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs import states
 from control_plane.jobs.states import JobPhase, JobState
@@ -121,14 +122,24 @@ async def release_lease(
 
 
 async def commit_checkpoint(
-    connection: AsyncConnection, job_id: str, attempt: int, *, step: int, manifest_uri: str, manifest_sha256: str
+    connection: AsyncConnection,
+    job_id: str,
+    attempt: int,
+    policy: RetentionPolicy,
+    *,
+    step: int,
+    manifest_uri: str,
+    manifest_sha256: str,
+    metric: float | None,
 ) -> None:
-    """Makes a checkpoint the one to resume from. A step that an earlier attempt committed is replaced.
+    """Makes a checkpoint the one to resume from, and releases what the policy keeps no more.
+
+    A step that an earlier attempt committed is replaced.
 
     Raises:
         RefusedError: the attempt is stale or holds no lease.
     """
-    await lock_leased(connection, job_id, attempt)
+    job = await lock_leased(connection, job_id, attempt)
     written = await connection.execute(
         insert(checkpoints)
         .values(
@@ -137,6 +148,7 @@ async def commit_checkpoint(
             attempt=attempt,
             manifest_uri=manifest_uri,
             manifest_sha256=manifest_sha256,
+            metric=metric,
         )
         .on_conflict_do_update(
             index_elements=["job_id", "step"],
@@ -144,7 +156,9 @@ async def commit_checkpoint(
                 "attempt": attempt,
                 "manifest_uri": manifest_uri,
                 "manifest_sha256": manifest_sha256,
+                "metric": metric,
                 "created_at": func.now(),
+                "resumed_at": None,
             },
             where=checkpoints.c.attempt < attempt,
         )
@@ -154,13 +168,28 @@ async def commit_checkpoint(
     await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(checkpoint_step=step))
     held = update(leases).where(leases.c.job_id == job_id, leases.c.attempt == attempt, leases.c.state == "GRANTED")
     await connection.execute(held.values(checkpointed_at=func.now()))
-    await append_event(
-        connection,
-        job_id,
-        EventType.CHECKPOINT_COMMITTED,
-        phase=JobPhase.TRAIN,
-        detail={"step": step, "manifest_uri": manifest_uri},
+    detail: dict[str, Any] = {"step": step, "manifest_uri": manifest_uri}
+    if steps := await _release_checkpoints(connection, job_id, job["project"], policy):
+        detail["released_steps"] = steps
+    await append_event(connection, job_id, EventType.CHECKPOINT_COMMITTED, phase=JobPhase.TRAIN, detail=detail)
+
+
+async def _release_checkpoints(connection: AsyncConnection, job_id: str, project: str, policy: RetentionPolicy) -> list[int]:
+    """Forgets the checkpoints that nothing keeps; returns their steps. Their bytes go when the store is next collected.
+
+    The caller's transaction holds the job for its current attempt, which alone may be reading them.
+    """
+    referenced = (
+        select(model_versions.c.version)
+        .where(model_versions.c.project == project, model_versions.c.manifest_sha256 == checkpoints.c.manifest_sha256)
+        .exists()
     )
+    columns = (checkpoints.c.step, checkpoints.c.metric, checkpoints.c.resumed_at.is_not(None), referenced)
+    rows = await connection.execute(select(*columns).where(checkpoints.c.job_id == job_id))
+    steps = released([Retained(*row) for row in rows], policy)
+    if steps:
+        await connection.execute(checkpoints.delete().where(checkpoints.c.job_id == job_id, checkpoints.c.step.in_(steps)))
+    return steps
 
 
 async def list_checkpoints(connection: AsyncConnection, job_id: str, before_step: int, limit: int) -> Sequence[RowMapping]:
@@ -191,6 +220,8 @@ async def record_resume(
             )
         )
     await connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(checkpoint_step=step))
+    proven = update(checkpoints).where(checkpoints.c.job_id == job_id, checkpoints.c.step == step)
+    await connection.execute(proven.values(resumed_at=func.now()))
     await append_event(
         connection,
         job_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from control_plane.attempts import repository, requests
 from control_plane.attempts.finishing import finish_job, finish_jobs
 from control_plane.attempts.leasing import request_leases
+from control_plane.attempts.retention import RetentionPolicy
 from control_plane.call import current_call
 from control_plane.db.engine import in_transaction
 from control_plane.db.mutations import audited
@@ -36,8 +38,9 @@ _REASON_MAX = 1_000
 class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
     """What workers write."""
 
-    def __init__(self, engine: AsyncEngine, lease_seconds: float) -> None:
+    def __init__(self, engine: AsyncEngine, lease_seconds: float, retention: RetentionPolicy) -> None:
         self._engine = engine
+        self._retention = retention
         self._lease_seconds = lease_seconds
 
     async def _run(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
@@ -113,14 +116,18 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
         sha256 = validated_value(Sha256Hex, checkpoint.manifest_sha256, "checkpoint.manifest_sha256")
         if checkpoint.step < 1:
             raise invalid_field("checkpoint.step", f"is {checkpoint.step}; expected at least 1")
+        if not math.isfinite(checkpoint.metric):
+            raise invalid_field("checkpoint.metric", f"is {checkpoint.metric}; expected a finite number, or none")
         await self._run(
             lambda connection: repository.commit_checkpoint(
                 connection,
                 job_id,
                 request.attempt,
+                self._retention,
                 step=checkpoint.step,
                 manifest_uri=checkpoint.manifest_uri,
                 manifest_sha256=sha256,
+                metric=checkpoint.metric if checkpoint.HasField("metric") else None,
             )
         )
         return pb.CommitCheckpointResponse()
@@ -134,7 +141,7 @@ class AttemptServicer(attempt_service_pb2_grpc.AttemptServiceServicer):
         size = pages.page_size(request.page_size, default=20, maximum=100)
         async with self._engine.connect() as connection:
             rows = await repository.list_checkpoints(connection, job_id, request.before_step, size)
-        names = ("step", "manifest_uri", "manifest_sha256", "attempt")
+        names = ("step", "manifest_uri", "manifest_sha256", "attempt", "metric")
         return pb.ListCheckpointsResponse(checkpoints=[pb.Checkpoint(**{name: row[name] for name in names}) for row in rows])
 
     async def RecordResume(self, request: pb.RecordResumeRequest, context: _Context) -> pb.RecordResumeResponse:  # noqa: N802 - gRPC's name

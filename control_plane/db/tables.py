@@ -12,6 +12,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -284,6 +285,10 @@ checkpoints = Table(
     Column("manifest_uri", Text, nullable=False),
     Column("manifest_sha256", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # What held-out data said of it; lower is better.
+    Column("metric", Double),
+    # When an attempt last went on from it: it was whole then.
+    Column("resumed_at", DateTime(timezone=True)),
 )
 
 log_chunks = Table(

@@ -20,11 +20,13 @@ from tests.integration.control_plane.conftest import Api, new_id, refused
 TRAIN = job_pb2.JOB_PHASE_TRAIN
 
 
-def _checkpoint(job_id: str, attempt: int, step: int, sha256: str = "a" * 64) -> pb.CommitCheckpointRequest:
+def _checkpoint(
+    job_id: str, attempt: int, step: int, sha256: str = "a" * 64, metric: float | None = None
+) -> pb.CommitCheckpointRequest:
     return pb.CommitCheckpointRequest(
         job_id=job_id,
         attempt=attempt,
-        checkpoint=pb.Checkpoint(step=step, manifest_uri=f"s3://headway/{sha256}", manifest_sha256=sha256),
+        checkpoint=pb.Checkpoint(step=step, manifest_uri=f"s3://headway/{sha256}", manifest_sha256=sha256, metric=metric),
     )
 
 
@@ -83,6 +85,46 @@ async def test_a_lease_is_prolonged_only_while_it_is_held(api: Api) -> None:
     await api.sql("UPDATE leases SET expires_at = now() - interval '1 second'")
     answer = await refused(api.attempts.RenewLease(renew))
     assert (answer.code, answer.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "LEASE_NOT_HELD")
+
+
+async def _steps(api: Api, job_id: str) -> list[int]:
+    listed = (await api.attempts.ListCheckpoints(pb.ListCheckpointsRequest(job_id=job_id))).checkpoints
+    return [checkpoint.step for checkpoint in listed]
+
+
+async def test_a_commit_lets_go_what_nothing_keeps(api: Api) -> None:
+    job_id, _ = await api.leased()
+    for step, metric in ((1, 2.0), (2, 1.0), (3, 3.0), (4, None), (5, None), (6, 1.5)):
+        await api.attempts.CommitCheckpoint(_checkpoint(job_id, 1, step, metric=metric))
+    assert await _steps(api, job_id) == [6, 5, 4, 2]
+    rows = await api.sql(
+        "SELECT detail FROM job_events WHERE job_id = :job_id AND type = 'CHECKPOINT_COMMITTED' ORDER BY sequence",
+        job_id=job_id,
+    )
+    assert [row.detail.get("released_steps") for row in rows] == [None, None, None, [1], None, [3]]
+
+
+async def test_what_an_attempt_went_on_from_and_what_a_version_refers_to_stay(api: Api) -> None:
+    job_id, lease_id = await api.leased()
+    for step in (1, 2, 3):
+        await api.attempts.CommitCheckpoint(_checkpoint(job_id, 1, step, str(step) * 64))
+    await api.sql(
+        """
+        INSERT INTO model_versions (project, model, version, job_id, manifest_uri, manifest_sha256, lineage, metrics)
+        VALUES ('support', 'assistant', 1, :job_id, '', :sha256, '{}', '{}')
+        """,
+        job_id=job_id,
+        sha256="1" * 64,
+    )
+    await api.attempts.ReleaseLease(pb.ReleaseLeaseRequest(lease_id=lease_id, job_id=job_id, outcome="lost"))
+    await api.leased(job_id, 1)
+    await api.attempts.RecordResume(pb.RecordResumeRequest(job_id=job_id, attempt=2, step=2, damaged_steps=[3]))
+    for step in (4, 5, 6, 7):
+        await api.attempts.CommitCheckpoint(_checkpoint(job_id, 2, step))
+    assert await _steps(api, job_id) == [7, 6, 5, 2, 1]
+    # Who was replaced lets nothing go.
+    assert (await refused(api.attempts.CommitCheckpoint(_checkpoint(job_id, 1, 8)))).reason == "STALE_ATTEMPT"
+    assert await _steps(api, job_id) == [7, 6, 5, 2, 1]
 
 
 async def test_a_checkpoint_needs_a_lease_that_has_not_expired(api: Api) -> None:
@@ -188,6 +230,7 @@ async def test_bad_worker_requests_name_their_fields(api: Api) -> None:
             "outcome",
         ),
         (api.attempts.CommitCheckpoint(_checkpoint(job_id, 0, 0)), "checkpoint.step"),
+        (api.attempts.CommitCheckpoint(_checkpoint(job_id, 0, 1, metric=float("nan"))), "checkpoint.metric"),
         (api.attempts.CommitCheckpoint(_checkpoint(job_id, 0, 1, "zz")), "checkpoint.manifest_sha256"),
         (api.attempts.FinishJob(pb.FinishJobRequest(job_id=job_id)), "state"),
         (api.attempts.FinishJob(pb.FinishJobRequest(job_id=job_id, state=job_pb2.JOB_STATE_FAILED)), "failure"),

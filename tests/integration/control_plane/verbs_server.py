@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from control_plane.attempts.retention import RetentionPolicy
 from control_plane.attempts.servicer import AttemptServicer
 from control_plane.call import Call, serve_call
 from control_plane.db.engine import create_engine
@@ -192,7 +193,7 @@ async def verbs_server(dsn: str) -> AsyncGenerator[VerbsServer]:
         # A part of the service; the methods it lacks are not called here.
         verbs = cast("type[Any]", JobVerbs)(engine, writer, Cursors(b"k" * 32))
         job_service_pb2_grpc.add_JobServiceServicer_to_server(verbs, server)
-        attempt_service_pb2_grpc.add_AttemptServiceServicer_to_server(AttemptServicer(engine, 30.0), server)
+        attempt_service_pb2_grpc.add_AttemptServiceServicer_to_server(AttemptServicer(engine, 30.0, RetentionPolicy()), server)
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         exits.push_async_callback(server.stop, 0)

@@ -13,7 +13,7 @@ from headway_client.errors import HeadwayError
 from workers.control_plane import CommittedCheckpoint, ControlPlane, fenced_off
 from workers.gpu.agent.logs import LogForwarder
 from workers.gpu.agent.spec import AgentSpec
-from workers.manifest import ManifestError, verify_checkpoint
+from workers.manifest import ManifestError, metric_of, verify_checkpoint
 from workers.storage import IntegrityError, ObjectStore, StorageError
 from workers.stored_files import project_prefix, upload
 
@@ -76,8 +76,10 @@ class CheckpointUploader:
             wait = min(2 * wait, _RETRY_SECONDS_MAX)
 
     async def _try(self, step: int, directory: Path) -> None:
-        await asyncio.to_thread(verify_checkpoint, directory)
+        manifest = await asyncio.to_thread(verify_checkpoint, directory)
         files = await asyncio.to_thread(upload, self._store, directory, project_prefix(self._job.project))
-        await self._control_plane.commit_checkpoint(self._job.job_id, self._attempt, CommittedCheckpoint(step, files))
+        await self._control_plane.commit_checkpoint(
+            self._job.job_id, self._attempt, CommittedCheckpoint(step, files, metric_of(manifest))
+        )
         self._logs.line(f"checkpoint {step} is stored", "agent")
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)

@@ -508,6 +508,7 @@ class Checkpoint(_message.Message):
     MANIFEST_URI_FIELD_NUMBER: _builtins.int
     MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps it covers."""
     manifest_uri: _builtins.str
@@ -516,6 +517,8 @@ class Checkpoint(_message.Message):
     """SHA-256 of the manifest, in hex."""
     attempt: _builtins.int
     """The attempt that wrote it."""
+    metric: _builtins.float
+    """What held-out data said of it, lower is better; absent: it was not measured."""
     def __init__(
         self,
         *,
@@ -523,12 +526,15 @@ class Checkpoint(_message.Message):
         manifest_uri: _builtins.str = ...,
         manifest_sha256: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        metric: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metric", b"_metric", "metric", b"metric"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "manifest_sha256", b"manifest_sha256", "manifest_uri", b"manifest_uri", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metric", b"_metric", "attempt", b"attempt", "manifest_sha256", b"manifest_sha256", "manifest_uri", b"manifest_uri", "metric", b"metric", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__metric: _TypeAlias = _typing.Literal["metric"]  # noqa: Y015
+    _WhichOneofArgType__metric: _TypeAlias = _typing.Literal["_metric", b"_metric"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metric) -> _WhichOneofReturnType__metric | None: ...
 
 Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
 
