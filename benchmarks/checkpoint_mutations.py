@@ -177,6 +177,7 @@ class Campaign:
         again = await resumption.point()
         told = any("fetched again" in line for line in said)
         fell_back = again is not None and again.step == self._checkpoints[-1].step and _usable(again) and told
+        await self._recommit()
         return "machine: " + kind, noticed, fell_back
 
     def _damage_directory(self, rng: random.Random, found: ResumePoint) -> str:

@@ -310,6 +310,8 @@ class WorkerSettings(_Section):
     """Stable across restarts, unique in the cluster; [a-z0-9-]."""
     scratch_dir: Path = Path(".headway/scratch")
     """Working files of running phases; may be lost."""
+    cache_bytes_max: int = Field(default=200 * 2**30, ge=0)
+    """Most bytes of base models that are kept on the machine; exceeded only by those in use at once."""
     cpu_slots: int = Field(default=2, ge=1, le=1_000)
     """Most activities at once on a CPU worker."""
     accelerators: int | None = Field(default=None, ge=0, le=1_024)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict, cast
 
 MANIFEST_NAME = "manifest.json"
-_VERSION = 1
+_VERSION = 2
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 
@@ -33,6 +33,8 @@ class Manifest(TypedDict):
     version: int
     files: list[FileEntry]
     extra: dict[str, Any]
+    seal: str
+    """SHA-256, in hex, of the manifest with an empty seal, so that a change of any of its own bits is noticed too."""
 
 
 class ManifestError(Exception):
@@ -64,8 +66,8 @@ def write_manifest(directory: Path, extra: Mapping[str, object]) -> str:
         ManifestError: there is something that is neither a file nor a directory.
     """
     names = sorted(name for name in _names_below(directory) if name != MANIFEST_NAME)
-    manifest = Manifest(version=_VERSION, files=[_entry(directory, name) for name in names], extra=dict(extra))
-    content = json.dumps(manifest, sort_keys=True, indent=1, allow_nan=False).encode()
+    files = [_entry(directory, name) for name in names]
+    content = _sealed(Manifest(version=_VERSION, files=files, extra=dict(extra), seal=""))
     target = directory / MANIFEST_NAME
     aside = directory / (MANIFEST_NAME + ".partial")
     with aside.open("wb") as file:
@@ -160,19 +162,34 @@ def _read_manifest(directory: Path, expected_sha256: str | None) -> Manifest:
     if expected_sha256 is not None and found_sha256 != expected_sha256:
         raise ManifestError(MANIFEST_NAME, f"SHA-256 {expected_sha256}", f"SHA-256 {found_sha256}")
     try:
-        value: Any = json.loads(content)
+        value: Any = json.loads(content, parse_constant=_refuse_constant)
+    # Also of text that is no UTF-8, and of numbers too long to read.
     except (ValueError, RecursionError) as error:
         raise ManifestError(MANIFEST_NAME, "JSON", f"something else ({error})") from error
     if not _is_manifest(value):
         raise ManifestError(MANIFEST_NAME, f"a manifest of version {_VERSION}", "JSON of another form")
-    return cast("Manifest", value)
+    manifest = cast("Manifest", value)
+    if content != _sealed(manifest):
+        raise ManifestError(MANIFEST_NAME, "the bytes that its seal stands for", "others")
+    return manifest
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _sealed(manifest: Manifest) -> bytes:
+    """The one form that a manifest has."""
+    unsealed = json.dumps({**manifest, "seal": ""}, sort_keys=True, indent=1, allow_nan=False)
+    seal = hashlib.sha256(unsealed.encode()).hexdigest()
+    return json.dumps({**manifest, "seal": seal}, sort_keys=True, indent=1, allow_nan=False).encode()
 
 
 def _is_manifest(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     fields = cast("dict[str, Any]", value)
-    if fields.keys() != {"version", "files", "extra"} or fields["version"] != _VERSION:
+    if fields.keys() != {"version", "files", "extra", "seal"} or fields["version"] != _VERSION:
         return False
     if not isinstance(fields["extra"], dict) or not isinstance(fields["files"], list):
         return False

@@ -6,21 +6,16 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
-from fcntl import LOCK_EX, flock
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from control_plane.jobs.spec import Sha256Hex
-from workers.manifest import ManifestError, sha256_of
+from workers.manifest import sha256_of
 from workers.storage import IntegrityError, ObjectStore
 from workers.workflows.contracts import StoredFiles
-
-_log = structlog.get_logger()
 
 
 def project_prefix(project: str) -> str:
@@ -132,54 +127,3 @@ def download_files(store: ObjectStore, files: Iterable[StoredFile], directory: P
         target = directory / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         store.get_file(file.uri, target, file.sha256)
-
-
-class FileCache:
-    """Sets of files kept on this machine, named by their manifest's hash and checked at every use."""
-
-    def __init__(self, root: Path, store: ObjectStore) -> None:
-        self._root = root
-        self._store = store
-
-    def stage(self, stored: StoredFiles) -> Path:
-        """A directory with the set, for reading only. Fetched if it is not there, or not any more what it was.
-
-        Raises:
-            ObjectMissingError, IntegrityError, StorageError: as `download`.
-        """
-        target = self._root / stored.manifest_sha256
-        with self._locked(target.name):
-            if target.is_dir():
-                try:
-                    _verify(target, read_file_set(self._store, stored))
-                except ManifestError as error:
-                    _log.warning("cached files are damaged and fetched again", directory=str(target), fault=str(error))
-                    shutil.rmtree(target)
-            if not target.is_dir():
-                download(self._store, stored, target)
-        return target
-
-    def adopt(self, stored: StoredFiles, directory: Path) -> Path:
-        """Moves the directory that `stored` was made from into the cache; returns where it is now."""
-        target = self._root / stored.manifest_sha256
-        with self._locked(target.name):
-            if not target.is_dir():
-                directory.rename(target)
-        return target
-
-    @contextmanager
-    def _locked(self, name: str) -> Generator[None]:
-        # Workers on one machine share the cache.
-        self._root.mkdir(parents=True, exist_ok=True)
-        with (self._root / f"{name}.lock").open("wb") as lock:
-            flock(lock, LOCK_EX)
-            yield
-
-
-def _verify(directory: Path, expected: FileSet) -> None:
-    found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-    for name in sorted(found ^ {file.name for file in expected.files}):
-        raise ManifestError(name, "as in the manifest", "unlisted" if name in found else "nothing")
-    for file in expected.files:
-        if (digest := sha256_of(directory / file.name)) != file.sha256:
-            raise ManifestError(file.name, f"SHA-256 {file.sha256}", f"SHA-256 {digest}")

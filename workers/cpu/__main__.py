@@ -19,10 +19,10 @@ from workers.cpu.mlflow_mirror import MlflowMirror
 from workers.cpu.package import PackageActivity
 from workers.cpu.prepare import PrepareActivity
 from workers.cpu.register import RegisterActivity
+from workers.file_cache import FileCache
 from workers.process import connect, main, run_workers, unless_stopped
 from workers.scratch import Scratch
 from workers.storage import ObjectStore
-from workers.stored_files import FileCache
 from workers.workflows.fine_tune import FineTuneWorkflow
 from workers.workflows.steps import CPU_PHASE_QUEUE, CPU_QUEUE
 
@@ -47,7 +47,7 @@ async def serve(settings: Settings, health: HealthServer, stop: asyncio.Event) -
 def _workers(client: Client, settings: Settings, control_plane: ControlPlane, scratch: Scratch) -> list[Worker]:
     store = ObjectStore(require(settings.s3, "s3", _PROCESS))
     mirror = MlflowMirror(require(settings.mlflow, "mlflow", _PROCESS).tracking_uri)
-    base_models = BaseModels(store, FileCache(scratch.cache_dir, store))
+    base_models = BaseModels(store, FileCache(scratch.cache_dir, store, settings.worker.cache_bytes_max))
     bookkeeping = BookkeepingActivities(control_plane)
     telling = Worker(
         client,

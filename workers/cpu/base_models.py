@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from control_plane.jobs.states import FailureKind
 from workers.activities import verdict_of
+from workers.file_cache import FileCache
 from workers.runner.specs import ImportBaseModelOk, ImportBaseModelSpec
 from workers.storage import IntegrityError, ObjectMissingError, ObjectStore
-from workers.stored_files import BASE_MODELS_PREFIX, FileCache, upload
+from workers.stored_files import BASE_MODELS_PREFIX, upload
 from workers.workflows.contracts import JobInput, StoredFiles
 
 _IMPORTER_VERSION = 1
@@ -32,7 +33,7 @@ class BaseModels:
         self._converting = asyncio.Lock()
 
     async def stage(self, job: JobInput, workdir: Path, run_import: RunImport) -> tuple[StoredFiles, Path]:
-        """The job's base model: its files in the store, and a directory here, for reading only.
+        """The job's base model: its files in the store, and a directory here, for reading only, until it is released.
 
         Args:
             job: names the source and its hash.
@@ -49,6 +50,10 @@ class BaseModels:
             if known is None:
                 return await self._convert(job, workdir, run_import)
         return known, await asyncio.to_thread(self._cache.stage, known)
+
+    def release(self, directory: Path) -> None:
+        """Says that a directory that `stage` gave is not used any more."""
+        self._cache.release(directory)
 
     async def _convert(self, job: JobInput, workdir: Path, run_import: RunImport) -> tuple[StoredFiles, Path]:
         _log.info("converting a base model", base_model=job.spec.base_model, sha256=job.base_model_sha256)

@@ -19,7 +19,7 @@ from workers.runner.specs import ImportBaseModelOk, ImportBaseModelSpec, Prepare
 from workers.scratch import Scratch
 from workers.storage import ObjectMissingError, ObjectStore
 from workers.stored_files import project_prefix, upload
-from workers.workflows.contracts import JobInput, PhaseContext, PreparedData
+from workers.workflows.contracts import JobInput, PhaseContext, PreparedData, StoredFiles
 
 _CHILD_GRACE_SECONDS = 5.0
 """Programs of this phase keep nothing, so they are not given long."""
@@ -57,6 +57,14 @@ class PrepareActivity:
         with telemetry.tracer().start_as_current_span("fetch dataset"):
             await asyncio.to_thread(self._fetch_dataset, job, dataset_path)
         base_model, base_model_dir = await self._base_models.stage(job, workdir, self._run_import)
+        try:
+            return await self._tokenise(job, dataset_path, base_model, base_model_dir, workdir)
+        finally:
+            self._base_models.release(base_model_dir)
+
+    async def _tokenise(
+        self, job: JobInput, dataset_path: Path, base_model: StoredFiles, base_model_dir: Path, workdir: Path
+    ) -> tuple[PreparedData, PrepareOk]:
         spec = PrepareSpec(
             dataset_path=dataset_path,
             base_model_dir=base_model_dir,

@@ -12,9 +12,9 @@ from temporalio.exceptions import ApplicationError
 from control_plane.jobs.spec import FineTuneSpec
 from control_plane.settings import S3Settings
 from workers.cpu.base_models import BaseModels
+from workers.file_cache import FileCache
 from workers.runner.specs import ImportBaseModelOk, ImportBaseModelSpec
 from workers.storage import IntegrityError, ObjectStore
-from workers.stored_files import FileCache
 from workers.workflows.contracts import JobInput
 
 SOURCE = b"a model in another form"
@@ -27,7 +27,7 @@ class Machine:
     def __init__(self, store: ObjectStore, folder: Path) -> None:
         self.folder = folder
         self.imports = 0
-        self.models = BaseModels(store, FileCache(folder / "cache", store))
+        self.models = BaseModels(store, FileCache(folder / "cache", store, 2**30))
 
     async def run_import(self, spec: ImportBaseModelSpec, ok_type: type[ImportBaseModelOk]) -> ImportBaseModelOk:
         self.imports += 1

@@ -17,7 +17,7 @@ from worker_support import BreakingProxy
 
 from control_plane.settings import S3Settings
 from workers.storage import IntegrityError, ObjectMissingError, ObjectStore
-from workers.stored_files import BASE_MODELS_PREFIX, FileCache, FileSet, blob_key, download, read_file_set, upload
+from workers.stored_files import FileSet, blob_key, download, read_file_set, upload
 from workers.workflows.contracts import StoredFiles
 
 _MIB = 1024 * 1024
@@ -185,24 +185,3 @@ class TestStoredFiles:
         sha256 = hashlib.sha256(content).hexdigest()
         with pytest.raises(IntegrityError, match="manifest"):
             read_file_set(store, StoredFiles(manifest_uri=store.uri(f"{prefix}/manifest"), manifest_sha256=sha256))
-
-    def test_the_cache_fetches_once_and_notices_damage(self, store: ObjectStore, tmp_path: Path) -> None:
-        stored = upload(store, self.directory(tmp_path), BASE_MODELS_PREFIX)
-        cache = FileCache(tmp_path / "cache", store)
-        place = cache.stage(stored)
-        marker = (place / "a.txt").stat().st_ino
-        assert cache.stage(stored) == place
-        assert (place / "a.txt").stat().st_ino == marker
-        (place / "a.txt").write_text("b")
-        (place / "added.py").write_text("import os")
-        assert (cache.stage(stored) / "a.txt").read_text() == "a"
-        assert not (place / "added.py").exists()
-
-    def test_what_was_made_here_is_adopted(self, store: ObjectStore, tmp_path: Path) -> None:
-        folder = self.directory(tmp_path)
-        stored = upload(store, folder, BASE_MODELS_PREFIX)
-        cache = FileCache(tmp_path / "cache", store)
-        inode = (folder / "a.txt").stat().st_ino
-        place = cache.adopt(stored, folder)
-        assert cache.stage(stored) == place
-        assert (place / "a.txt").stat().st_ino == inode

@@ -62,7 +62,10 @@ def _edit(directory: Path, change: Callable[[dict[str, object]], object]) -> Non
     path = directory / MANIFEST_NAME
     manifest = json.loads(path.read_text())
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    # As one that was made so: it is refused for what it says.
+    unsealed = json.dumps({**manifest, "seal": ""}, sort_keys=True, indent=1)
+    seal = hashlib.sha256(unsealed.encode()).hexdigest()
+    path.write_text(json.dumps({**manifest, "seal": seal}, sort_keys=True, indent=1))
 
 
 MUTATIONS: dict[str, Callable[[Path], object]] = {
@@ -78,7 +81,8 @@ MUTATIONS: dict[str, Callable[[Path], object]] = {
     "manifest dropped": lambda d: (d / MANIFEST_NAME).unlink(),
     "manifest cut": lambda d: os.truncate(d / MANIFEST_NAME, 50),
     "manifest nested too deep": lambda d: (d / MANIFEST_NAME).write_text("[" * 100_000),
-    "manifest of another version": lambda d: _edit(d, lambda m: m.update(version=2)),
+    "manifest of another version": lambda d: _edit(d, lambda m: m.update(version=1)),
+    "manifest with a number that is none": lambda d: _edit(d, lambda m: m.update(extra={"metric": float("nan")})),
     "manifest without files": lambda d: _edit(d, lambda m: m.pop("files")),
     "manifest with a field more": lambda d: _edit(d, lambda m: m.update(more=1)),
     "manifest naming a file outside": lambda d: _edit(
@@ -93,6 +97,18 @@ def test_every_change_is_noticed(mutation: str, directory: Path) -> None:
     MUTATIONS[mutation](directory)
     with pytest.raises(ManifestError, match=r"expected .+, found .+"):
         verify_manifest(directory)
+
+
+def test_every_single_bit_of_a_manifest_counts(directory: Path) -> None:
+    path = directory / MANIFEST_NAME
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
+            with pytest.raises(ManifestError):
+                verify_manifest(directory)
+    path.write_bytes(content)
+    verify_manifest(directory)
 
 
 def test_a_checkpoint_in_another_ones_place_is_noticed(directory: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from control_plane.settings import Settings, require
 from headway_client import telemetry
 from headway_client.errors import HeadwayError
 from workers.control_plane import ControlPlane, fenced_off
+from workers.file_cache import FileCache
 from workers.gpu.agent.checkpoints import CheckpointUploader, FencedOffError
 from workers.gpu.agent.lease import LeaseKeeper
 from workers.gpu.agent.logs import LogForwarder
@@ -22,7 +23,6 @@ from workers.gpu.agent.spec import AgentExit, AgentResult, AgentSpec
 from workers.programs import ProgramCommand, program_command
 from workers.runner.exit_codes import ExitCode, exit_code_of
 from workers.storage import IntegrityError, ObjectMissingError, ObjectStore, StorageError
-from workers.stored_files import FileCache
 from workers.workflows.contracts import AttemptLoss, JobFailure, LeasedPhase, LossReason
 
 _FLUSH_SECONDS = 10.0
@@ -55,7 +55,7 @@ async def run(
         spec=spec,
         control_plane=control_plane,
         store=store,
-        cache=FileCache(spec.cache_dir, store),
+        cache=FileCache(spec.cache_dir, store, settings.worker.cache_bytes_max),
         logs=logs,
         runner=runner,
         uploader=uploader,

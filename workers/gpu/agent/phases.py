@@ -15,6 +15,7 @@ from control_plane.jobs.states import FailureKind
 from control_plane.settings import TelemetrySettings
 from headway_client import telemetry
 from workers.control_plane import ControlPlane
+from workers.file_cache import FileCache
 from workers.gpu.agent.checkpoints import CheckpointUploader
 from workers.gpu.agent.logs import LogForwarder
 from workers.gpu.agent.memory import memory_limit_bytes, out_of_memory_kills
@@ -25,7 +26,7 @@ from workers.programs import runner_environment
 from workers.runner.exit_codes import ExitCode
 from workers.runner.specs import EvaluateOk, EvaluateSpec, ResultFile, RunnerSpec, TrainOk, TrainSpec
 from workers.storage import ObjectStore
-from workers.stored_files import FileCache, download, project_prefix, upload
+from workers.stored_files import download, project_prefix, upload
 from workers.workflows.contracts import AttemptLoss, JobFailure, LossReason, Scores, StoredFiles, TrainedModel
 
 OkT = TypeVar("OkT", bound=BaseModel)
