@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from control_plane.jobs.spec import Sha256Hex, StageTraining, TrainingSpec
 from control_plane.jobs.specs.rlhf import AdaptationSpec
-from workers.runner.methods import Method, Sft
+from workers.runner.methods import Kto, Method, Sft
 from workers.workflows.contracts import JobFailure, Sample
 
 RESULT_NAME = "result.json"
@@ -85,7 +85,9 @@ class TrainSpec(RunnerSpec):
 
     base_model_dir: Path
     train_path: Path
-    """Rows as `prepare` wrote them, in the method's format."""
+    """Rows as `prepare` wrote them, in the method's format: docs/reference/runner.md."""
+    eval_path: Path | None = None
+    """Held-out rows of the same format, to measure the method's loss on."""
     method: Method = Field(default=Sft(), discriminator="name")
     adaptation: AdaptationSpec = AdaptationSpec()
     training: TrainingSpec | StageTraining
@@ -94,8 +96,16 @@ class TrainSpec(RunnerSpec):
     resume_from: Path | None = None
     """A checkpoint directory of the same run, verified before use."""
     max_run_seconds: float = Field(gt=0.0)
+    pass_tokens: int | None = Field(default=None, ge=1)
+    """If given, a pass takes as many rows as have so many tokens together, at least 1, at most `training.micro_batch_size`."""
     max_norm_ratio: float = Field(default=1e4, gt=1.0)
     """The numeric guard stops a run whose gradient's norm is more than so many times `training.max_grad_norm`."""
+
+    @model_validator(mode="after")
+    def _has_other_answers(self) -> TrainSpec:
+        if isinstance(self.method, Kto) and self.training.micro_batch_size * self.training.gradient_accumulation < 2:
+            raise ValueError("KTO compares a step's answers; expected micro_batch_size times gradient_accumulation above 1")
+        return self
 
 
 class TrainOk(_Model):

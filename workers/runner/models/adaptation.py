@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,9 @@ class Adaptation(ABC):
         """Writes weights with all that is needed to use them beside the base model."""
         self.save(folder, tensors)
 
-    def reference(self) -> AbstractContextManager[object] | None:
-        """A context in which the model is as it was before training, if it can be had without a copy of it."""
-        return None
+    @abstractmethod
+    def reference(self) -> AbstractContextManager[Any]:
+        """Gives the model as it was before training, for inference; `self.model` is not to be used within."""
 
 
 class LoraAdaptation(Adaptation):
@@ -108,8 +109,15 @@ class LoraAdaptation(Adaptation):
         restore_adapter(self._adapted, folder)
 
     @override
-    def reference(self) -> AbstractContextManager[object]:
-        return self._adapted.disable_adapter()
+    @contextmanager
+    def reference(self) -> Generator[Any]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self._adapted.disable_adapter():
+                yield self.model
+        finally:
+            self.model.train(training)
 
 
 class FullAdaptation(Adaptation):
@@ -120,6 +128,7 @@ class FullAdaptation(Adaptation):
     def __init__(self, model: Any, base_model_dir: Path) -> None:
         super().__init__(model)
         self._base_model_dir = base_model_dir
+        self._reference: Any = None
 
     @override
     def parameters(self) -> dict[str, Parameter]:
@@ -165,6 +174,14 @@ class FullAdaptation(Adaptation):
             if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and path.name != "manifest.json":
                 shutil.copyfile(path, folder / path.name)
         self.save(folder, tensors)
+
+    @override
+    @contextmanager
+    def reference(self) -> Generator[Any]:
+        # A copy, made when it is first asked for: what is precomputed cannot serve texts that are yet to be generated.
+        if self._reference is None:
+            self._reference = load_base_model(self._base_model_dir).eval().requires_grad_(requires_grad=False)
+        yield self._reference
 
 
 def _foreign(name: str) -> RunnerError:

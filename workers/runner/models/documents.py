@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from workers.runner.data.tokenized import TokenizedRow
 
 ATTENTION = "headway_documents"
+
+CHUNK_TARGETS = 2_048
+"""With a vocabulary of 128,000 the logits of so many targets take 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,49 @@ def document_losses(model: Any, documents: Documents) -> Tensor:
         model: a causal language model loaded by `load_base_model`, adapters injected or not.
         documents: on the model's device.
     """
-    hidden = model.model(
-        input_ids=documents.tokens, position_ids=documents.positions, use_cache=False, document_ends=documents.ends
-    ).last_hidden_state
-    logits = model.lm_head(hidden[0, documents.sources])
-    losses = functional.cross_entropy(logits.float(), documents.targets, reduction="none")
+    losses = token_losses(model, documents)
     return torch.zeros(len(documents.ends), device=losses.device).index_add(0, documents.owners, losses)
+
+
+def token_losses(model: Any, documents: Documents) -> Tensor:
+    """Negative log-likelihood of each target, in nats: (M,), fp32. Arguments as of `document_losses`."""
+    hidden = hidden_states(model, documents)[documents.sources]
+    return chunked_cross_entropy(model.lm_head, hidden, documents.targets)
+
+
+def hidden_states(model: Any, documents: Documents) -> Tensor:
+    """The last layer's output at every place: (T, hidden size). Arguments as of `document_losses`."""
+    output = model.model(
+        input_ids=documents.tokens, position_ids=documents.positions, use_cache=False, document_ends=documents.ends
+    )
+    return output.last_hidden_state[0]
+
+
+def chunked_cross_entropy(head: Any, hidden: Tensor, targets: Tensor, chunk: int = CHUNK_TARGETS) -> Tensor:
+    """Negative log-likelihood of each target, in nats: (M,), fp32, with the logits of one chunk in memory at a time.
+
+    Where there is more than one chunk, the backward pass makes each chunk's logits again instead of keeping them: one more
+    product with the head, for M / chunk times less memory.
+
+    Args:
+        head: from hidden states to logits.
+        hidden: (M, hidden size), the states that predict the targets.
+        targets: (M,).
+        chunk: targets whose logits may be in memory together.
+    """
+
+    def losses(part: Tensor, wanted: Tensor) -> Tensor:
+        return functional.cross_entropy(head(part).float(), wanted, reduction="none")
+
+    if len(targets) <= chunk:
+        return losses(hidden, targets)
+    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([losses(part, wanted) for part, wanted in parts])
+    return torch.cat(
+        # The head has no dropout, so no random state need be kept for the second time.
+        [checkpoint(losses, part, wanted, use_reentrant=False, preserve_rng_state=False) for part, wanted in parts]
+    )
 
 
 def _attend(

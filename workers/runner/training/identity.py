@@ -15,7 +15,7 @@ from workers.runner.specs import TrainSpec
 
 _LIBRARIES = ("numpy", "torch", "transformers", "peft", "safetensors")
 
-_NOT_IDENTITY = {"output_dir", "base_model_dir", "train_path", "threads", "resume_from", "max_run_seconds"}
+_NOT_IDENTITY = {"output_dir", "base_model_dir", "train_path", "eval_path", "threads", "resume_from", "max_run_seconds"}
 """Fields of the spec that say where and how long, not what; the files they name are hashed by content."""
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from control_plane.jobs.spec import StageTraining, TrainingSpec
+
+RowT = TypeVar("RowT")
 
 
 class DataOrder:
@@ -19,8 +24,12 @@ class DataOrder:
         self._order: list[int] = []
 
     def take(self, position: int, count: int) -> list[int]:
-        """The indices at places `position` to `position + count - 1` of the sequence; it goes on over the end of an epoch."""
-        return [self._at(place) for place in range(position, position + count)]
+        """The indices at places `position` to `position + count - 1` of the sequence."""
+        return list(itertools.islice(self.from_position(position), count))
+
+    def from_position(self, position: int) -> Iterator[int]:
+        """The indices from place `position` of the sequence on; it goes on over the end of an epoch."""
+        return map(self._at, itertools.count(position))
 
     def _at(self, place: int) -> int:
         epoch, offset = divmod(place, self._rows)
@@ -29,6 +38,30 @@ class DataOrder:
             self._order = np.random.default_rng([self._seed, epoch]).permutation(self._rows).tolist()
             self._epoch = epoch
         return self._order[offset]
+
+
+def passes(
+    rows: Iterator[RowT],
+    *,
+    count: int,
+    most_rows: int,
+    most_tokens: int | None,
+    tokens_of: Callable[[RowT], int],
+) -> list[list[RowT]]:
+    """The next `count` runs of rows, each of at most `most_rows`, and within `most_tokens` if one row is not more than that."""
+    dealt: list[list[RowT]] = []
+    current: list[RowT] = []
+    tokens = 0
+    for row in rows:
+        more = tokens_of(row)
+        if current and (len(current) == most_rows or (most_tokens is not None and tokens + more > most_tokens)):
+            dealt.append(current)
+            if len(dealt) == count:
+                break
+            current, tokens = [], 0
+        current.append(row)
+        tokens += more
+    return dealt
 
 
 def learning_rate(spec: TrainingSpec, step: int) -> float:

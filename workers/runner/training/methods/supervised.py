@@ -2,59 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
+from torch import Tensor
 from typing_extensions import override
 
-from control_plane.jobs.spec import TrainingSpec
-from workers.runner.data.tokenized import TokenizedRow, batches
-from workers.runner.models.adaptation import Adaptation
+from workers.runner.data.tokenized import TokenizedRow
 from workers.runner.models.documents import Documents, document_losses
 from workers.runner.models.loading import device
-from workers.runner.training.objective import BatchLoss, Objective, Step
-from workers.runner.training.order import DataOrder
+from workers.runner.training.methods.over_rows import RowObjective
+from workers.runner.training.objective import Mean
 
 
-@dataclass(frozen=True)
-class SupervisedBatch:
-    """Rows of one pass, and how many tokens carry loss in the whole step."""
-
-    rows: Sequence[TokenizedRow]
-    step_targets: int
-
-    @property
-    def lines(self) -> Sequence[int]:
-        """Of each row."""
-        return [row.line for row in self.rows]
-
-    @property
-    def tokens(self) -> int:
-        """Of prompts and completions."""
-        return sum(len(row.tokens) for row in self.rows)
-
-
-class SupervisedObjective(Objective[SupervisedBatch]):
-    """Rows in the data order, `micro_batch_size` of them in a pass.
-
-    Every target token of a step weighs the same, however the step is cut into micro-batches.
-    """
-
-    def __init__(self, adaptation: Adaptation, rows: Sequence[TokenizedRow], training: TrainingSpec) -> None:
-        self._adaptation = adaptation
-        self._rows = rows
-        self._training = training
-        self._order = DataOrder(len(rows), training.seed)
+class SupervisedObjective(RowObjective[TokenizedRow]):
+    """Every target token of a step weighs the same."""
 
     @override
-    def deal(self, position: int) -> Step[SupervisedBatch]:
-        size = self._training.micro_batch_size
-        count = size * self._training.gradient_accumulation
-        rows = [self._rows[index] for index in self._order.take(position, count)]
-        targets = sum(row.target_count for row in rows)
-        return Step([SupervisedBatch(part, targets) for part in batches(rows, size)], position + count)
+    def row_losses(self, rows: Sequence[TokenizedRow], common: Tensor | None) -> tuple[Tensor, Mapping[str, Mean]]:
+        return document_losses(self._adaptation.model, Documents.of(rows, device())), {}
 
     @override
-    def loss(self, batch: SupervisedBatch) -> BatchLoss:
-        losses = document_losses(self._adaptation.model, Documents.of(batch.rows, device()))
-        return BatchLoss(losses.sum() / batch.step_targets, losses.detach())
+    def row_line(self, row: TokenizedRow) -> int:
+        return row.line
+
+    @override
+    def row_tokens(self, row: TokenizedRow) -> int:
+        return len(row.tokens)
+
+    @override
+    def row_weight(self, row: TokenizedRow) -> int:
+        return row.target_count
