@@ -40,7 +40,7 @@ async def checkpoints(folder: Path, count: int) -> list[Path]:
         "base_model_dir": model,
         "train_path": folder / "prepare/data/train.jsonl",
         "output_dir": folder / "train",
-        "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
+        "adaptation": {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}},
         "training": training,
         "threads": 1,
         "max_run_seconds": 600,
