@@ -21,6 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
 from control_plane.settings import S3Settings
+from control_plane.storage.garbage import BeingDeletedError, rely_on
 from workers import multipart
 
 _MIB = 1024 * 1024
@@ -95,6 +96,7 @@ class ObjectStore:
             StorageError: the store failed.
         """
         size = path.stat().st_size
+        self._rely_on(key)
         if self.size(key) == size:
             return self.uri(key)
         with path.open("rb") as file, _translated(self.uri(key), sha256):
@@ -111,6 +113,7 @@ class ObjectStore:
             StorageError: the store failed.
         """
         sha256 = hashlib.sha256(content).hexdigest()
+        self._rely_on(key)
         with _translated(self.uri(key), sha256):
             return self._put(key, content, len(content), sha256)
 
@@ -166,6 +169,14 @@ class ObjectStore:
             if sha256 is None or hashlib.sha256(content).hexdigest() == sha256:
                 return content
         raise IntegrityError(uri, str(sha256), hashlib.sha256(content).hexdigest())
+
+    def _rely_on(self, key: str) -> None:
+        """Whoever stores something will refer to it: garbage or not, it is wanted from now on."""
+        try:
+            with _translated(self.uri(key)):
+                rely_on(self._client, self._bucket, key)
+        except BeingDeletedError as error:
+            raise StorageError(str(error)) from error
 
     def _key(self, uri: str) -> str:
         prefix = f"s3://{self._bucket}/"

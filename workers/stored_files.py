@@ -13,18 +13,22 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from control_plane.jobs.spec import Sha256Hex
+from control_plane.storage.layout import BASE_MODELS_PREFIX, project_prefix
 from workers.manifest import sha256_of
 from workers.storage import IntegrityError, ObjectStore
 from workers.workflows.contracts import StoredFiles
 
-
-def project_prefix(project: str) -> str:
-    """Where a project's blobs and manifests are."""
-    return f"projects/{project}"
-
-
-BASE_MODELS_PREFIX = "base-models"
-"""Where base models are, which all projects share."""
+__all__ = [
+    "BASE_MODELS_PREFIX",
+    "FileSet",
+    "StoredFile",
+    "blob_key",
+    "download",
+    "download_files",
+    "project_prefix",
+    "read_file_set",
+    "upload",
+]
 
 
 def blob_key(prefix: str, sha256: str) -> str:

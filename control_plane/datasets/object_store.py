@@ -18,6 +18,8 @@ from urllib3.exceptions import HTTPError
 
 from control_plane.errors import Reason, RefusedError, invalid_field
 from control_plane.settings import S3Settings
+from control_plane.storage.garbage import BeingDeletedError, rely_on
+from control_plane.storage.layout import project_prefix
 
 _UPLOAD_LIFETIME = timedelta(hours=1)
 
@@ -32,7 +34,7 @@ class PresignedUpload(NamedTuple):
 
 def blob_key(project: str, sha256: str) -> str:
     """The key of a project's bytes with a hash. Keys name content, so equal bytes are stored once in a project."""
-    return f"projects/{project}/blobs/{sha256}"
+    return f"{project_prefix(project)}/blobs/{sha256}"
 
 
 class ObjectStore:
@@ -40,8 +42,8 @@ class ObjectStore:
 
     def __init__(self, settings: S3Settings) -> None:
         self._bucket = settings.bucket
-        self._client = _client(settings, settings.endpoint_url)
-        self._signer = _client(settings, settings.public_endpoint_url or settings.endpoint_url)
+        self._client = client_of(settings, settings.endpoint_url)
+        self._signer = client_of(settings, settings.public_endpoint_url or settings.endpoint_url)
 
     def uri(self, key: str) -> str:
         """The URI of a key in Headway's bucket."""
@@ -76,11 +78,12 @@ class ObjectStore:
         return PresignedUpload(url, headers, datetime.now(UTC) + _UPLOAD_LIFETIME)
 
     async def size(self, key: str) -> int | None:
-        """The size in bytes of an object, or None if there is none.
+        """The size in bytes of an object, or None if there is none. What there is will not be collected for a grace.
 
         Raises:
             RefusedError: the store does not answer.
         """
+        await self._rely_on(key)
         try:
             head = await asyncio.to_thread(self._client.head_object, Bucket=self._bucket, Key=key)
         except ClientError as error:
@@ -97,6 +100,7 @@ class ObjectStore:
         Raises:
             RefusedError: the store does not answer, or refuses.
         """
+        await self._rely_on(key)
         checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
         try:
             await asyncio.to_thread(self._client.put_object, Bucket=self._bucket, Key=key, Body=data, ChecksumSHA256=checksum)
@@ -123,6 +127,12 @@ class ObjectStore:
         except (BotoCoreError, HTTPError) as error:
             raise _unavailable(error) from error
 
+    async def _rely_on(self, key: str) -> None:
+        try:
+            await asyncio.to_thread(rely_on, self._client, self._bucket, key)
+        except (ClientError, BotoCoreError, BeingDeletedError) as error:
+            raise _unavailable(error) from error
+
     async def require(self, uri: str, size_bytes: int, field: str) -> None:
         """Refuses a URI whose object is absent or of another size.
 
@@ -139,7 +149,8 @@ class ObjectStore:
             )
 
 
-def _client(settings: S3Settings, endpoint_url: str | None) -> Any:
+def client_of(settings: S3Settings, endpoint_url: str | None) -> Any:
+    """A boto3 client of a store, by one of its addresses."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint_url,

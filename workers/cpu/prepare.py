@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from temporalio import activity
 
@@ -49,7 +50,7 @@ class PrepareActivity:
             async with heartbeating():
                 await self._control_plane.start_phase(context, JobPhase.PREPARE)
                 prepared, found = await self._prepare(context.job, workdir)
-                await self._control_plane.finish_phase(context, JobPhase.PREPARE, found.model_dump())
+                await self._control_plane.finish_phase(context, JobPhase.PREPARE, _detail(prepared, found))
                 return prepared
 
     async def _prepare(self, job: JobInput, workdir: Path) -> tuple[PreparedData, PrepareOk]:
@@ -98,3 +99,8 @@ class PrepareActivity:
         except ObjectMissingError as error:
             message = f"dataset {job.spec.dataset.name} is registered, but {error}; upload and register it again"
             raise verdict_of(FailureKind.INVALID_DATASET, message) from error
+
+
+def _detail(prepared: PreparedData, found: PrepareOk) -> dict[str, Any]:
+    # With what was stored: it is kept for as long as the job's record names it.
+    return found.model_dump() | {"dataset": prepared.dataset.model_dump()}

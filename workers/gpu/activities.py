@@ -46,8 +46,8 @@ class LeasedActivities:
                 trained = result.trained
                 if trained is None:
                     raise _error(result)
-                found = trained.model_dump(exclude={"adapter"})
-                await self._control_plane.finish_phase(argument.context, JobPhase.TRAIN, found)
+                # With what was stored, here and below: it is kept for as long as the job's record names it.
+                await self._control_plane.finish_phase(argument.context, JobPhase.TRAIN, trained.model_dump())
                 return trained
 
     @activity.defn
@@ -61,7 +61,7 @@ class LeasedActivities:
                 scores = result.scores
                 if scores is None:
                     raise _error(result)
-                found = scores.model_dump(mode="json", exclude={"records"})
+                found = scores.model_dump(mode="json")
                 await self._control_plane.finish_phase(argument.context, JobPhase.EVALUATE, found)
                 return scores
 
