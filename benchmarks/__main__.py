@@ -18,6 +18,7 @@ from benchmarks import (
     decisions_durable,
     events_streamed,
     fairness_error,
+    kill_anywhere,
     kueue,
     list_page,
     log_ingest,
@@ -68,6 +69,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "kueue_baseline": Benchmark(kueue.of_scenario("kueue_baseline", "kueue_baseline"), 100, 90),
     "kueue_large": Benchmark(kueue.of_scenario("kueue_large", "kueue_large_scale"), 60, 30),
     "checkpoint_mutations": Benchmark(checkpoint_mutations.run, 300, 90),
+    "kill_anywhere": Benchmark(kill_anywhere.run, 1_500, 150),
     "gang_reclaim": Benchmark(reclaim_gang.run, 15, 10),
 }
 

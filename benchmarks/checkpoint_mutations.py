@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
 import shutil
 import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,13 +26,10 @@ from pydantic import SecretStr
 from benchmarks import small_training
 from benchmarks.decisions_durable import running_jobs
 from benchmarks.figure import Figure
-from benchmarks.servers import PROJECT, servers
+from benchmarks.servers import PROJECT, object_store, servers
 from control_plane.jobs.spec import FineTuneSpec
 from control_plane.settings import ControlPlaneSettings, S3Settings, Settings, WorkerSettings
-from deploy.one_machine import ports
-from deploy.one_machine import servers as machine
 from deploy.one_machine.probes import s3_client
-from deploy.one_machine.supervisor import Supervisor
 from workers.control_plane import CommittedCheckpoint, ControlPlane
 from workers.gpu.agent.resumption import ResumePoint, Resumption
 from workers.gpu.agent.spec import AgentSpec
@@ -325,7 +320,7 @@ async def run(quick: bool) -> Figure:
         root.chmod(0o755)
         directories = await small_training.checkpoints(root, 3)
         shutil.copytree(directories[0].parent, root / "checkpoints")
-        async with _object_store(root / "s3") as s3, servers() as running:
+        async with object_store(root / "s3") as s3, servers() as running:
             connection = await asyncpg.connect(running.dsn)
             [job_id] = await running_jobs(connection, 1, PROJECT)
             settings = Settings(
@@ -350,15 +345,3 @@ async def run(quick: bool) -> Figure:
         "each_cpu_ms": cpu_seconds / mutations * 1_000,
     }
     return Figure("checkpoint_mutations", tally.noticed, "noticed", mutations, "mutations made", details)
-
-
-@asynccontextmanager
-async def _object_store(folder: Path) -> AsyncGenerator[S3Settings]:
-    keys, bucket = ("BENCH", os.urandom(12).hex()), "headway"
-    chosen = ports.choose(machine.S3_PORTS, {}, {})
-    supervisor = Supervisor([machine.s3(folder, chosen, *keys, bucket)], folder.parent, None, lambda _: None)
-    await supervisor.start()
-    try:
-        yield machine.s3_settings(chosen["s3"], *keys, bucket)
-    finally:
-        await supervisor.stop()

@@ -22,7 +22,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from control_plane.db.migrate import upgrade
 from control_plane.identity.service_tokens import bootstrap_token_id, new_secret
+from control_plane.settings import S3Settings
 from deploy.one_machine import ports
+from deploy.one_machine import servers as one_machine
 from deploy.one_machine.postgres import Postgres
 from deploy.one_machine.supervisor import Supervisor
 
@@ -113,6 +115,19 @@ async def servers(changes: Mapping[str, Mapping[str, Any]] | None = None) -> Asy
                 yield running
         finally:
             await supervisor.stop()
+
+
+@asynccontextmanager
+async def object_store(folder: Path) -> AsyncGenerator[S3Settings]:
+    """Runs an object store with an empty bucket; its bytes are in `folder`."""
+    keys, bucket = ("BENCH", os.urandom(12).hex()), "headway"
+    chosen = ports.choose(one_machine.S3_PORTS, {}, {})
+    supervisor = Supervisor([one_machine.s3(folder, chosen, *keys, bucket)], folder.parent, None, lambda _: None)
+    await supervisor.start()
+    try:
+        yield one_machine.s3_settings(chosen["s3"], *keys, bucket)
+    finally:
+        await supervisor.stop()
 
 
 async def _names(dsn: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,16 @@ _ROWS = [
 ]
 
 
-async def checkpoints(folder: Path, count: int) -> list[Path]:
-    """Trains for `count` optimizer steps with a checkpoint at each, and returns them in order.
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Directories of a base model and of prepared data: train.jsonl and eval.jsonl."""
+
+    base_model: Path
+    data: Path
+
+
+async def inputs(folder: Path) -> Inputs:
+    """Imports the base model and prepares the data.
 
     Raises:
         RuntimeError: a program failed; with what it said.
@@ -35,10 +44,20 @@ async def checkpoints(folder: Path, count: int) -> list[Path]:
     model = folder / "import/model"
     prepare = {"dataset_path": dataset, "base_model_dir": model, "output_dir": folder / "prepare"}
     await _run("prepare", {**prepare, "max_tokens": 64, "eval_fraction": 0.25, "split_seed": 0})
+    return Inputs(model, folder / "prepare/data")
+
+
+async def checkpoints(folder: Path, count: int) -> list[Path]:
+    """Trains for `count` optimizer steps with a checkpoint at each, and returns them in order.
+
+    Raises:
+        RuntimeError: a program failed; with what it said.
+    """
+    made = await inputs(folder)
     training = {"steps": count, "micro_batch_size": 2, "checkpoint_every_steps": 1, "warmup_steps": 0}
     spec = {
-        "base_model_dir": model,
-        "train_path": folder / "prepare/data/train.jsonl",
+        "base_model_dir": made.base_model,
+        "train_path": made.data / "train.jsonl",
         "output_dir": folder / "train",
         "adaptation": {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}},
         "training": training,

@@ -21,7 +21,7 @@ from workers.gpu.agent.logs import LogForwarder
 from workers.gpu.agent.memory import memory_limit_bytes, out_of_memory_kills
 from workers.gpu.agent.resumption import Resumption
 from workers.gpu.agent.runner import Runner, RunnerEnd
-from workers.gpu.agent.spec import AgentResult, AgentSpec
+from workers.gpu.agent.spec import AgentResult, AgentSpec, TrainStage
 from workers.programs import runner_environment
 from workers.runner.exit_codes import ExitCode
 from workers.runner.specs import EvaluateOk, EvaluateSpec, ResultFile, RunnerSpec, TrainOk, TrainSpec
@@ -56,7 +56,7 @@ async def train(tools: Tools) -> AgentResult:
     Raises:
         HeadwayError, StorageError, ObjectMissingError, IntegrityError: as staging and uploading.
     """
-    spec, job = tools.spec, tools.spec.context.job
+    spec, stage = tools.spec, _training(tools.spec)
     base_model_dir, data_dir = await _stage(tools)
     began = time.monotonic()
     resumption = Resumption(spec, tools.control_plane, tools.store, lambda text, level: tools.logs.line(text, "agent", level))
@@ -66,8 +66,10 @@ async def train(tools: Tools) -> AgentResult:
             base_model_dir=base_model_dir,
             train_path=data_dir / "train.jsonl",
             output_dir=spec.workdir / "train",
-            adaptation=AdaptationSpec(lora=job.spec.lora),
-            training=job.spec.training,
+            method=stage.method,
+            adaptation=stage.adaptation,
+            training=stage.training,
+            pass_tokens=stage.pass_tokens,
             threads=spec.threads,
             resume_from=None if resume is None else resume.directory,
             max_run_seconds=max(1.0, spec.run_seconds_left - (time.monotonic() - began)),
@@ -80,8 +82,8 @@ async def train(tools: Tools) -> AgentResult:
     if end.result is None or end.result.ok is None:
         return _without_result(end, tools.runner.stopping)
     found = end.result.ok
-    with telemetry.tracer().start_as_current_span("upload adapter"):
-        adapter = await asyncio.to_thread(tools.upload, program_spec.output_dir / "adapter")
+    with telemetry.tracer().start_as_current_span("upload result"):
+        adapter = await asyncio.to_thread(tools.upload, program_spec.output_dir / stage.result_name)
     trained = TrainedModel(
         adapter=adapter, final_loss=found.final_loss, steps=found.steps, tokens_per_second=found.tokens_per_second
     )
@@ -116,6 +118,11 @@ async def evaluate(tools: Tools) -> AgentResult:
     with telemetry.tracer().start_as_current_span("upload records"):
         records = await asyncio.to_thread(tools.upload, program_spec.output_dir / "records")
     return AgentResult(scores=Scores(records=records, **end.result.ok.model_dump()))
+
+
+def _training(spec: AgentSpec) -> TrainStage:
+    fine_tune = spec.context.job.spec
+    return spec.stage or TrainStage(adaptation=AdaptationSpec(lora=fine_tune.lora), training=fine_tune.training)
 
 
 async def _stage(tools: Tools) -> tuple[Path, Path]:

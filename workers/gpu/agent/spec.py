@@ -7,6 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from control_plane.jobs.spec import StageTraining, TrainingSpec
+from control_plane.jobs.specs.rlhf import AdaptationSpec
+from workers.runner.methods import Method, Sft
 from workers.workflows.contracts import (
     AttemptLoss,
     JobFailure,
@@ -32,6 +35,23 @@ class AgentExit(IntEnum):
     """The object store or the control plane could not be reached."""
 
 
+class TrainStage(BaseModel):
+    """What one training is: the part of the runner's `TrainSpec` that the job decides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Method = Field(default=Sft(), discriminator="name")
+    adaptation: AdaptationSpec = AdaptationSpec()
+    training: TrainingSpec | StageTraining
+    pass_tokens: int | None = None
+    """As in `TrainSpec`."""
+
+    @property
+    def result_name(self) -> str:
+        """The directory that the runner leaves below its output directory."""
+        return "model" if self.adaptation.method == "full" else "adapter"
+
+
 class AgentSpec(BaseModel):
     """One leased phase of one attempt."""
 
@@ -41,6 +61,8 @@ class AgentSpec(BaseModel):
     context: PhaseContext
     grant: LeaseGrant
     prepared: PreparedData
+    stage: TrainStage | None = None
+    """For TRAIN; None: the job is a fine-tune, and its spec says it."""
     trained: TrainedModel | None = None
     """For EVALUATE."""
     run_seconds_left: float
