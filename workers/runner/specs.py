@@ -72,6 +72,17 @@ class PrepareOk(_Model):
     """Completion tokens lost by that."""
 
 
+class SelectionSpec(_Model):
+    """Choosing among a run's steps by the method's loss on held-out rows."""
+
+    every_steps: int = Field(ge=1)
+    """Optimizer steps between two evaluations; the last step is evaluated too."""
+    patience: int | None = Field(default=None, ge=1)
+    """The run stops early after so many evaluations in a row without gain; None: it never does."""
+    min_gain: float = Field(default=0.0, ge=0.0)
+    """By how much a loss must be below the best before it to be a gain."""
+
+
 class TrainSpec(RunnerSpec):
     """`train`: one training by one method.
 
@@ -101,6 +112,15 @@ class TrainSpec(RunnerSpec):
     max_norm_ratio: float = Field(default=1e4, gt=1.0)
     """The numeric guard stops a run whose gradient's norm is more than so many times `training.max_grad_norm`."""
 
+    selection: SelectionSpec | None = None
+    """If given, the result is not what the last step left but the best that the evaluations found."""
+
+    @model_validator(mode="after")
+    def _can_select(self) -> TrainSpec:
+        if self.selection is not None and self.eval_path is None:
+            raise ValueError("selection compares losses on held-out rows; expected eval_path")
+        return self
+
     @model_validator(mode="after")
     def _has_other_answers(self) -> TrainSpec:
         if isinstance(self.method, Kto) and self.training.micro_batch_size * self.training.gradient_accumulation < 2:
@@ -118,6 +138,10 @@ class TrainOk(_Model):
     """Tokens, prompts included, that went through the model per second of this attempt's steps; 0 if it made none."""
     resumed_from_step: int
     """0 for a run from the start."""
+    best_step: int | None = None
+    """The step whose weights are the result, where they were selected."""
+    best_eval_loss: float | None = None
+    """Its loss on the held-out rows."""
 
 
 class EvaluateSpec(RunnerSpec):

@@ -155,7 +155,7 @@ def test_a_reward_model_keeps_its_head(tmp_path: Path, context: Context) -> None
     loop.run(context, spec)
     head = load_file(spec.output_dir / "adapter" / "head.safetensors")
     assert {name: tuple(value.shape) for name, value in head.items()} == {"score.weight": (1, 32)}
-    fresh = Trainer(spec).snapshot().heads["score.weight"]
+    fresh = Trainer(spec).snapshot().weights.heads["score.weight"]
     assert not torch.equal(head["score.weight"], fresh)
 
 

@@ -84,7 +84,7 @@ def _model(spec: TrainSpec, trainer: Trainer | None = None) -> Any:
 
     model: Any = AutoModelForCausalLM.from_pretrained(spec.base_model_dir, dtype=torch.float32, attn_implementation="eager")
     if trainer is not None:
-        model.load_state_dict(trainer.snapshot().weights, strict=False)
+        model.load_state_dict(trainer.snapshot().weights.model, strict=False)
         model.tie_weights()
     return model
 
@@ -167,8 +167,8 @@ def test_reward_model(trl: Any, tokenizer: Any, tmp_path: Path) -> None:
         spec.base_model_dir, num_labels=1, dtype=torch.float32, attn_implementation="eager"
     )
     model.config.pad_token_id = 0
-    snapshot = ours.snapshot()
-    model.load_state_dict({**snapshot.weights, **snapshot.heads}, strict=False)
+    weights = ours.snapshot().weights
+    model.load_state_dict({**weights.model, **weights.heads}, strict=False)
     data = [{"chosen": _text([*row.prompt, *row.chosen]), "rejected": _text([*row.prompt, *row.rejected])} for row in rows]
     theirs = trl.RewardTrainer(
         model=model,

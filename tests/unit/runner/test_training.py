@@ -185,7 +185,7 @@ def test_an_infinite_gradient_updates_nothing(spec: Spec) -> None:
         trainer.train_step()
     after = trainer.snapshot()
     assert after.state == before.state
-    assert all(torch.equal(after.weights[name], tensor) for name, tensor in before.weights.items())
+    assert all(torch.equal(after.weights.model[name], tensor) for name, tensor in before.weights.model.items())
 
 
 def test_the_run_time_limit_holds_before_the_first_step(spec: Spec, context: Context) -> None:

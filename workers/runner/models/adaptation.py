@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from peft import PeftModel
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 from typing_extensions import override
@@ -29,6 +28,7 @@ from control_plane.jobs.specs.rlhf import AdaptationSpec
 from control_plane.jobs.states import FailureKind
 from workers.runner.failures import RunnerError
 from workers.runner.models.adapters import (
+    WEIGHTS_NAME,
     adapter_config,
     adapter_tensors,
     inject_lora,
@@ -64,6 +64,10 @@ class Adaptation(ABC):
     @abstractmethod
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         """Writes weights that `tensors` gave."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> dict[str, Tensor]:
+        """Saved weights, as `tensors` gave them."""
 
     @abstractmethod
     def restore(self, folder: Path) -> None:
@@ -103,6 +107,10 @@ class LoraAdaptation(Adaptation):
     @override
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         save_adapter(folder, tensors, self._config)
+
+    @override
+    def load(self, folder: Path) -> dict[str, Tensor]:
+        return load_file(folder / WEIGHTS_NAME)
 
     @override
     def restore(self, folder: Path) -> None:
@@ -152,18 +160,20 @@ class FullAdaptation(Adaptation):
         self.model.config.save_pretrained(folder)
 
     @override
+    def load(self, folder: Path) -> dict[str, Tensor]:
+        return {name: value for path in folder.glob("model*.safetensors") for name, value in load_file(path).items()}
+
+    @override
     def restore(self, folder: Path) -> None:
-        parameters = self.parameters()
-        left = dict(parameters)
+        left = self.parameters()
         for path in sorted(folder.glob("model*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - the handle is no mapping
-                    value = file.get_tensor(name)
-                    expected = left.pop(name, None)
-                    if expected is None or expected.shape != value.shape:
-                        raise _foreign(path.name)
-                    with torch.no_grad():
-                        expected.copy_(value)
+            # A shard at a time: the whole model is in memory once already.
+            for name, value in load_file(path).items():
+                expected = left.pop(name, None)
+                if expected is None or expected.shape != value.shape:
+                    raise _foreign(path.name)
+                with torch.no_grad():
+                    expected.copy_(value)
         if left:
             raise _foreign("model.safetensors")
 

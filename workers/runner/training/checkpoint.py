@@ -3,6 +3,7 @@
 step-00000004/
   adapter_model.safetensors  adapter_config.json   the adapter, or model*.safetensors and config.json: as released at this step
   head.safetensors                                 parameters beside the model's, if the method has any
+  best/                                            the same of the best step so far, if it was an earlier one
   optimizer.safetensors                            AdamW's moments and step counts
   objective.safetensors                            what the method keeps besides, if anything
   rng.safetensors                                  torch's random state on CPU and on every GPU
@@ -31,14 +32,48 @@ from workers.runner.events import EventWriter
 from workers.runner.failures import RunnerError
 from workers.runner.files import atomic_directory
 from workers.runner.models.adaptation import Adaptation
+from workers.runner.models.scoring_head import HEAD_NAME
 from workers.runner.training.objective import Objective
 from workers.runner.training.state import RunState, random_state, restore_random_state
 
-_HEAD_NAME = "head.safetensors"
+_BEST_NAME = "best"
 _OPTIMIZER_NAME = "optimizer.safetensors"
 _OBJECTIVE_NAME = "objective.safetensors"
 _RNG_NAME = "rng.safetensors"
 _STATE_NAME = "state.json"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A copy, on the CPU, of what a run trains, as it was at some step."""
+
+    model: dict[str, Tensor]
+    heads: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, adaptation: Adaptation, objective: Objective[Any]) -> Weights:
+        """As they are."""
+        return cls(adaptation.tensors(), _copies(objective.heads()))
+
+    @classmethod
+    def load(cls, folder: Path, adaptation: Adaptation) -> Weights:
+        """As they were saved."""
+        path = folder / HEAD_NAME
+        return cls(adaptation.load(folder), load_file(path) if path.is_file() else {})
+
+    def save(self, folder: Path, adaptation: Adaptation) -> None:
+        """Writes them, for a checkpoint."""
+        adaptation.save(folder, self.model)
+        self._save_heads(folder)
+
+    def release(self, folder: Path, adaptation: Adaptation) -> None:
+        """Writes them with all that is needed to use them beside the base model."""
+        adaptation.release(folder, self.model)
+        self._save_heads(folder)
+
+    def _save_heads(self, folder: Path) -> None:
+        if self.heads:
+            save_file(self.heads, folder / HEAD_NAME)
 
 
 @dataclass(frozen=True)
@@ -48,8 +83,9 @@ class Snapshot:
     adaptation: Adaptation
     """Knows how its weights are written; its own, which go on changing, are not looked at."""
     state: RunState
-    weights: dict[str, Tensor]
-    heads: dict[str, Tensor]
+    weights: Weights
+    best: Weights | None
+    """What the evaluations have found best, unless it is this step's."""
     optimizer: dict[str, Tensor]
     objective: dict[str, Tensor]
     rng: dict[str, Tensor]
@@ -66,36 +102,30 @@ def snapshot(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, Parameter],
     state: RunState,
+    best: Weights | None,
 ) -> Snapshot:
-    """Copies the run as it stands. parameters: those that the optimizer moves, by name."""
+    """Copies the run as it stands. parameters: those that the optimizer moves, by name. best: as in `Snapshot`."""
     moments = {
         f"{key}.{name}": value.detach().to("cpu", copy=True)
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    return Snapshot(
-        adaptation, state, adaptation.tensors(), _copies(objective.heads()), moments, objective.tensors(), random_state()
-    )
+    weights = Weights.of(adaptation, objective)
+    return Snapshot(adaptation, state, weights, best, moments, objective.tensors(), random_state())
 
 
 def write_checkpoint(target: Path, content: Snapshot) -> None:
     """Writes a checkpoint that appears at `target` complete and durable, or not at all."""
     with atomic_directory(target, {"kind": "checkpoint", "step": content.state.step}) as folder:
-        content.adaptation.save(folder, content.weights)
-        if content.heads:
-            save_file(content.heads, folder / _HEAD_NAME)
+        content.weights.save(folder, content.adaptation)
+        if content.best is not None:
+            (folder / _BEST_NAME).mkdir()
+            content.best.save(folder / _BEST_NAME, content.adaptation)
         save_file(content.optimizer, folder / _OPTIMIZER_NAME)
         if content.objective:
             save_file(content.objective, folder / _OBJECTIVE_NAME)
         save_file(content.rng, folder / _RNG_NAME)
         (folder / _STATE_NAME).write_text(content.state.model_dump_json(indent=1) + "\n")
-
-
-def save_result(folder: Path, adaptation: Adaptation, objective: Objective[Any]) -> None:
-    """Writes what was trained, as it stands, with all that is needed to use it beside the base model."""
-    adaptation.release(folder, adaptation.tensors())
-    if heads := _copies(objective.heads()):
-        save_file(heads, folder / _HEAD_NAME)
 
 
 def read_state(folder: Path) -> RunState:
@@ -119,8 +149,8 @@ def restore(
     objective: Objective[Any],
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, Parameter],
-) -> None:
-    """Puts a verified checkpoint back into weights, objective, optimizer and random state.
+) -> Weights | None:
+    """Puts a verified checkpoint back into weights, objective, optimizer and random state; returns the best, as in `Snapshot`.
 
     Raises:
         RunnerError: INTEGRITY, if its tensors are not those of this run.
@@ -140,13 +170,14 @@ def restore(
     kept = folder / _OBJECTIVE_NAME
     objective.restore(load_file(kept) if kept.is_file() else {})
     restore_random_state(load_file(folder / _RNG_NAME))
+    return Weights.load(folder / _BEST_NAME, adaptation) if (folder / _BEST_NAME).is_dir() else None
 
 
 def _restore_heads(folder: Path, heads: Mapping[str, Parameter]) -> None:
-    path = folder / _HEAD_NAME
+    path = folder / HEAD_NAME
     saved = load_file(path) if path.is_file() else {}
     if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in heads.items()}:
-        raise _foreign(_HEAD_NAME, "the tensors of this method's heads")
+        raise _foreign(HEAD_NAME, "the tensors of this method's heads")
     with torch.no_grad():
         for name, parameter in heads.items():
             parameter.copy_(saved[name])

@@ -51,44 +51,61 @@ def _train(context: Context, spec: TrainSpec, trainer: Trainer, writer: Checkpoi
     first_step, first_tokens = trainer.state.step, trainer.state.tokens_seen
     saved_step, saved = first_step, spec.resume_from
     seconds = 0.0
-    while trainer.state.step < spec.training.steps:
+    while not trainer.finished:
         exceeded = time.monotonic() - context.started >= spec.max_run_seconds
-        took = None if exceeded else _step(context, spec, trainer)
+        took = None if exceeded else _advance(context, spec, trainer)
+        step = trainer.state.step
         if took is None:
-            if trainer.state.step > saved_step:
+            if step > saved_step:
                 saved = writer.save(trainer.snapshot())
             writer.wait()
-            raise _exceeded(spec, trainer) if exceeded else PreemptedError(trainer.state.step, saved)
+            raise _exceeded(spec, trainer) if exceeded else PreemptedError(step, saved)
         seconds += took
-        step = trainer.state.step
-        if step % spec.training.checkpoint_every_steps == 0 or step == spec.training.steps:
+        due = step % spec.training.checkpoint_every_steps == 0 or trainer.finished
+        if due and step > saved_step and not trainer.evaluation_due:
             saved_step, saved = step, writer.save(trainer.snapshot())
     writer.wait()
     with atomic_directory(spec.output_dir / trainer.result_name) as folder:
         trainer.save_result(folder)
     tokens = trainer.state.tokens_seen - first_tokens
+    selection = None if spec.selection is None else trainer.state.selection
     return TrainOk(
         final_loss=trainer.state.loss,
         steps=trainer.state.step,
         tokens_per_second=tokens / seconds if seconds else 0.0,
         resumed_from_step=first_step,
+        best_step=None if selection is None else selection.best_step,
+        best_eval_loss=None if selection is None else selection.best_loss,
     )
 
 
-def _step(context: Context, spec: TrainSpec, trainer: Trainer) -> float | None:
-    """One optimizer step, reported; returns its seconds, or None if the program was asked to stop before it was made."""
-    begin = time.monotonic()
+def _advance(context: Context, spec: TrainSpec, trainer: Trainer) -> float | None:
+    """One optimizer step, or the evaluation that is due; returns the step's seconds, or None if asked to stop before."""
     if context.stop.is_set():
         return None
-    # A span for every step of a short run; of a long one, for a hundred.
-    spanned = trainer.state.step % max(1, spec.training.steps // _MOST_STEP_SPANS) == 0
     try:
-        with telemetry.tracer().start_as_current_span("runner.train_step") if spanned else nullcontext() as span:
-            metrics = trainer.train_step()
-            if span is not None:
-                span.set_attributes({"headway.step": trainer.state.step, "headway.loss": metrics.loss})
+        return _evaluate(context, spec, trainer) if trainer.evaluation_due else _step(context, spec, trainer)
     except PreemptedError:
         return None
+
+
+def _evaluate(context: Context, spec: TrainSpec, trainer: Trainer) -> float:
+    with telemetry.tracer().start_as_current_span("runner.evaluate_step"):
+        loss = trainer.evaluate()
+    metrics = {"eval_loss": loss, "best_eval_loss": trainer.state.selection.best_loss}
+    context.events.progress("train", trainer.state.step, spec.training.steps, metrics)
+    return 0.0
+
+
+def _step(context: Context, spec: TrainSpec, trainer: Trainer) -> float:
+    """One optimizer step, reported; returns its seconds."""
+    begin = time.monotonic()
+    # A span for every step of a short run; of a long one, for a hundred.
+    spanned = trainer.state.step % max(1, spec.training.steps // _MOST_STEP_SPANS) == 0
+    with telemetry.tracer().start_as_current_span("runner.train_step") if spanned else nullcontext() as span:
+        metrics = trainer.train_step()
+        if span is not None:
+            span.set_attributes({"headway.step": trainer.state.step, "headway.loss": metrics.loss})
     seconds = time.monotonic() - begin
     _report(context, spec, trainer.state.step, metrics, seconds)
     return seconds

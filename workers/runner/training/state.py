@@ -6,6 +6,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from workers.runner.training.selection import Selection
+
 
 class RunState(BaseModel):
     """What of a run is numbers, not tensors."""
@@ -19,6 +21,7 @@ class RunState(BaseModel):
     tokens_seen: int
     loss: float
     """The loss of the last step."""
+    selection: Selection = Selection()
     identity: dict[str, str]
     """What must be equal for a checkpoint to be continued: hashes of base model, data and spec."""
     environment: dict[str, str]

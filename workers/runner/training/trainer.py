@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from workers.runner.failures import PreemptedError, RunnerError
 from workers.runner.models.adaptation import adapt
 from workers.runner.models.loading import autocast, use_threads
 from workers.runner.specs import TrainSpec
-from workers.runner.training.checkpoint import Snapshot, read_state, restore, save_result, snapshot
+from workers.runner.training.checkpoint import Snapshot, Weights, read_state, restore, snapshot
 from workers.runner.training.guard import NumericGuard
 from workers.runner.training.identity import environment_of, identity_of
 from workers.runner.training.objective import Mean, Objective, Step
@@ -48,6 +49,8 @@ class Trainer:
     def __init__(self, spec: TrainSpec, stop: threading.Event | None = None) -> None:
         use_threads(spec.threads)
         self._spec = spec.training
+        self._selection = spec.selection
+        self._best: Weights | None = None
         self._resumed = False
         self._adaptation = adapt(spec.base_model_dir, spec.adaptation, spec.training.seed)
         self._adaptation.model.train()
@@ -88,7 +91,9 @@ class Trainer:
                     f"checkpoint {checkpoint.name} is of another run: expected {name} {expected}, "
                     f"found {saved.identity.get(name)}",
                 )
-        restore(checkpoint, self._adaptation, self._objective, self._optimizer, self._parameters)
+        self._best = restore(checkpoint, self._adaptation, self._objective, self._optimizer, self._parameters)
+        if saved.step and saved.selection.best_step == saved.step:
+            self._best = Weights.of(self._adaptation, self._objective)
         self._resumed = True
         here = self.state.environment
         self.state = saved.model_copy(update={"environment": here})
@@ -109,11 +114,53 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """A copy of the run as it stands."""
-        return snapshot(self._adaptation, self._objective, self._optimizer, self._parameters, self.state)
+        best = None if self.state.selection.best_step == self.state.step else self._best
+        return snapshot(self._adaptation, self._objective, self._optimizer, self._parameters, self.state, best)
 
     def save_result(self, folder: Path) -> None:
-        """Writes what was trained as it stands."""
-        save_result(folder, self._adaptation, self._objective)
+        """Writes what was trained: the best of the evaluated steps where they select, else as it stands."""
+        (self._best or Weights.of(self._adaptation, self._objective)).release(folder, self._adaptation)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are made, or no more are worth making."""
+        return self._no_more_steps and not self.evaluation_due
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the step in hand is to be evaluated before the next."""
+        step, selection = self.state.step, self._selection
+        if selection is None or self.state.selection.evaluated_step == step:
+            return False
+        return step % selection.every_steps == 0 or step == self._spec.steps
+
+    @property
+    def _no_more_steps(self) -> bool:
+        patience = None if self._selection is None else self._selection.patience
+        return self.state.step >= self._spec.steps or self.state.selection.exhausted(patience)
+
+    def evaluate(self) -> float:
+        """Measures the loss on the held-out rows, and keeps the weights if they are the best so far.
+
+        Raises:
+            RunnerError: NUMERIC, if the loss is not finite; USER_ERROR, if the method has none to select by.
+            PreemptedError: asked to stop; the evaluation is still due.
+        """
+        selection = self._selection
+        mean = self._objective.evaluate()
+        if mean is None or selection is None:
+            raise RunnerError(
+                FailureKind.USER_ERROR, "the method has no loss on held-out rows to select by; leave out `selection`"
+            )
+        if not math.isfinite(mean.value):
+            raise RunnerError(
+                FailureKind.NUMERIC, f"the loss on the held-out rows is {mean.value} after step {self.state.step}"
+            )
+        chosen = self.state.selection.evaluated(self.state.step, mean.value, selection.min_gain)
+        if chosen.best_step == self.state.step:
+            self._best = Weights.of(self._adaptation, self._objective)
+        self.state = self.state.model_copy(update={"selection": chosen})
+        return mean.value
 
     def train_step(self) -> StepMetrics:
         """Makes one optimizer step over the micro-batches that the objective deals.
