@@ -8,7 +8,7 @@ file from an earlier run in the same folder is removed before anything else happ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
@@ -109,6 +109,8 @@ class TrainSpec(RunnerSpec):
     max_run_seconds: float = Field(gt=0.0)
     pass_tokens: int | None = Field(default=None, ge=1)
     """If given, a pass takes as many rows as have so many tokens together, at least 1, at most `training.micro_batch_size`."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Which of a layer's activations the backward pass makes again instead of keeping them: less memory for more time."""
     max_norm_ratio: float = Field(default=1e4, gt=1.0)
     """The numeric guard stops a run whose gradient's norm is more than so many times `training.max_grad_norm`."""
 

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from control_plane.jobs.states import FailureKind
 from workers.runner.failures import PreemptedError, RunnerError
+from workers.runner.models.activations import checkpoint_activations
 from workers.runner.models.adaptation import adapt
 from workers.runner.models.loading import autocast, use_threads
 from workers.runner.specs import TrainSpec
@@ -53,6 +54,7 @@ class Trainer:
         self._best: Weights | None = None
         self._resumed = False
         self._adaptation = adapt(spec.base_model_dir, spec.adaptation, spec.training.seed)
+        checkpoint_activations(self._adaptation.model, spec.activation_checkpointing)
         self._adaptation.model.train()
         self._objective: Objective[Any] = objective_of(spec, self._adaptation, stop or threading.Event())
         self._parameters = _trained(self._adaptation.parameters(), self._objective.heads())
