@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from control_plane.jobs.states import FailureKind
 from workers.runner.failures import RunnerError
+from workers.runner.models.contents import UnfitError, check_file
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Decoders whose attention is plain and causal and whose logits are the output head's product, nothing more."""
@@ -30,10 +31,12 @@ def vet_base_model(directory: Path) -> str:
                 f"{path.relative_to(directory)}: expected only plain files ending in {', '.join(sorted(_SUFFIXES))}; "
                 "weights come as safetensors, never as pickles, and custom code is never run"
             )
+        try:
+            check_file(path)
+        except UnfitError as error:
+            raise _invalid(str(error)) from error
     config = _read_json(directory, "config.json")
-    for name, fields in (("config.json", config), ("tokenizer_config.json", _read_json(directory, "tokenizer_config.json"))):
-        if "auto_map" in fields:
-            raise _invalid(f"{name}: /auto_map names custom code, which is never run; expected a model without it")
+    _read_json(directory, "tokenizer_config.json")
     return check_architecture(config)
 
 

@@ -32,6 +32,7 @@ from workers.runner.events import EventWriter
 from workers.runner.failures import RunnerError
 from workers.runner.files import atomic_directory
 from workers.runner.models.adaptation import Adaptation
+from workers.runner.models.contents import check_checkpoint
 from workers.runner.models.scoring_head import HEAD_NAME
 from workers.runner.training.objective import Objective
 from workers.runner.training.state import RunState, random_state, restore_random_state
@@ -136,6 +137,7 @@ def read_state(folder: Path) -> RunState:
     """
     try:
         verify_checkpoint(folder)
+        check_checkpoint(folder)
         return RunState.model_validate_json((folder / _STATE_NAME).read_bytes())
     except (ManifestError, OSError, ValueError) as error:
         raise RunnerError(
