@@ -143,7 +143,7 @@ class ControlPlane:
             sequencer = Sequencer(engine, notifications)
             await sequencer.start()
             exits.push_async_callback(sequencer.stop)
-            writer = GroupWriter(engine)
+            writer = GroupWriter(engine, settings.policies.types)
             await writer.start()
             exits.push_async_callback(writer.stop)
             await _seed(engine, identity, settings.prices)
@@ -240,7 +240,14 @@ def _add_services(
     currency = settings.prices.currency
     job_service_pb2_grpc.add_JobServiceServicer_to_server(
         JobServicer(
-            engine, writer=writer, currency=currency, cursors=cursors, hub=hub, guard=guard, heartbeat_seconds=heartbeat
+            engine,
+            writer=writer,
+            policies=settings.policies.types,
+            currency=currency,
+            cursors=cursors,
+            hub=hub,
+            guard=guard,
+            heartbeat_seconds=heartbeat,
         ),
         server,
     )
@@ -261,7 +268,9 @@ def _add_services(
     project_service_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectServicer(engine, cursors), server)
     quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(engine, cursors, currency), server)
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(engine, cursors, store), server)
-    scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerServicer(engine, cursors, foresight), server)
+    scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(
+        SchedulerServicer(engine, cursors, foresight, settings.policies.types), server
+    )
     webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(
         WebhookServicer(engine, cursors, settings.webhooks, Signer(secret_key)), server
     )

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from control_plane.attempts.retention import RetentionPolicy
+from governance.policies import TypePolicies
 
 _T = TypeVar("_T")
 
@@ -231,6 +232,18 @@ class PriceSettings(_Section):
     """Millionths of the currency for one accelerator-hour, by kind."""
 
 
+class PolicySettings(_Section):
+    """What a job's type does to its priority."""
+
+    filler_types: tuple[Literal["fine_tune", "hpo", "retrain", "rlhf", "evaluation"], ...] = ()
+    """Types of job that only fill what would be idle: whatever priority they are given, it never leaves class scavenger."""
+
+    @property
+    def types(self) -> TypePolicies:
+        """As governance has them."""
+        return TypePolicies(filler_types=frozenset(self.filler_types))
+
+
 class TelemetrySettings(_Section):
     """Where traces go."""
 
@@ -264,6 +277,8 @@ class SchedulerSettings(_Section):
     """After so long half of a project's past use is forgotten."""
     reserve_after_seconds: Seconds = 60.0
     """The first request that has been too large for what is free for so long gets a reservation."""
+    deadline_notice_seconds: Annotated[float, Field(ge=0, le=31_536_000)] = 3_600.0
+    """A job with a deadline rises by one class so long before the latest start that keeps it."""
     preempt_after_seconds: Seconds = 120.0
     """A lease is not preempted before it has run so long."""
     yield_seconds: Seconds = 120.0
@@ -341,6 +356,7 @@ class Settings(BaseSettings):
     limits: LimitsSettings = LimitsSettings()
     webhooks: WebhookSettings = WebhookSettings()
     prices: PriceSettings = PriceSettings()
+    policies: PolicySettings = PolicySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     worker: WorkerSettings = WorkerSettings()

@@ -19,6 +19,7 @@ from scheduler.brakes import BrakeLimits, PreemptionBrakes
 from scheduler.budget_stops import stop_uncovered
 from scheduler.core.planner import plan
 from scheduler.core.types import GroupKey, Limits, Micros, Plan, Pool
+from scheduler.deadlines import raise_due
 from scheduler.failpoints import Failpoint
 from scheduler.inputs import encode
 from scheduler.leader import DeposedError, Leadership
@@ -111,7 +112,7 @@ class RoundLoop:
     async def _round(self) -> float:
         started = time.monotonic()
         reading = await self._reader.read()
-        if await self._end_overdue(reading) or await self._stop_uncovered():
+        if await self._end_overdue(reading) or await self._stop_uncovered() or await self._raise_due():
             return 0.0
         with tracer().start_as_current_span("scheduler.round"):
             snapshot = reading.state.snapshot(
@@ -196,6 +197,10 @@ class RoundLoop:
         if stopped:
             self._dispatch.set()
         return stopped > 0
+
+    async def _raise_due(self) -> bool:
+        """Raises jobs whose deadline is near; returns whether there were any."""
+        return await raise_due(self._engine, self._leadership, self._settings.deadline_notice_seconds) > 0
 
     def _writer(self, connection: AsyncConnection, epoch: int, pools: dict[str, Pool], reading: Reading) -> Writer:
         return Writer(

@@ -75,6 +75,9 @@ jobs = Table(
     Column("rerun_of", UUID(as_uuid=False)),
     # Pauses asked for so far: the number of the newest. Its confirmation names it, so that one never confirms another.
     Column("pauses", Integer, nullable=False, server_default="0"),
+    # Of a job with a deadline: the latest start that keeps it, and when the scheduler raised the job because that was near.
+    Column("start_by", DateTime(timezone=True)),
+    Column("raised_at", DateTime(timezone=True)),
     # What its largest lease will ask for, as a lease's shape is written: what is alike has the same text. A trigger's.
     Column("shape", Text),
     CheckConstraint("(ended_at IS NOT NULL) = (state IN ('SUCCEEDED','FAILED','CANCELLED'))", name="ended"),
@@ -87,6 +90,11 @@ jobs = Table(
         postgresql_where=text("state = 'QUEUED'"),
     ),
     Index("ix_jobs_open", "project", postgresql_where=text("state IN ('STARTING','RUNNING','PAUSING','PAUSED','CANCELLING')")),
+    Index(
+        "ix_jobs_deadlines",
+        "start_by",
+        postgresql_where=text("start_by IS NOT NULL AND raised_at IS NULL AND ended_at IS NULL"),
+    ),
     Index("ix_jobs_listing", "project", text("created_at DESC"), text("job_id DESC")),
     Index(
         "ix_jobs_prepared",

@@ -15,6 +15,7 @@ from control_plane.errors import RefusedError
 from control_plane.jobs import references
 from control_plane.jobs.references import Known
 from control_plane.jobs.submission import NewJob, StoredJob, Submission, settle
+from governance.policies import TypePolicies
 
 _YIELD_EVERY = 200
 """After settling so many jobs the event loop gets a turn."""
@@ -30,15 +31,16 @@ _STORE = """
             AS submission (project, submitter, job_set, trace_parent, rerun_of, place)
     ), new AS (
         SELECT * FROM unnest(
-            $10::int[], $11::uuid[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::int[]
-        ) AS job (place, job_id, name, type, spec, spec_sha256, inputs, priority)
+            $10::int[], $11::uuid[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::int[],
+            $26::timestamptz[]
+        ) AS job (place, job_id, name, type, spec, spec_sha256, inputs, priority, start_by)
         JOIN submitted USING (place)
     ), stored AS (
         INSERT INTO jobs (job_id, project, name, type, spec, spec_sha256, inputs, priority, state,
-            event_sequence, trace_parent, submitter, job_set, rerun_of)
+            event_sequence, trace_parent, submitter, job_set, rerun_of, start_by)
         -- The first event is inserted with it, and counted already.
         SELECT job_id, project, name, type, spec::jsonb, spec_sha256, inputs::jsonb, priority, 'QUEUED',
-            1, trace_parent, submitter, job_set, rerun_of
+            1, trace_parent, submitter, job_set, rerun_of, start_by
         FROM new
     ), events AS (
         INSERT INTO job_events (job_id, project, sequence, type, state, attempt, detail, job_set)
@@ -61,13 +63,16 @@ class LostRaceError(Exception):
     """Another process stored one of the group's request ids meanwhile: look again."""
 
 
-async def store(raw: Any, group: Sequence[Submission], nodes: LargestNodesReader) -> list[bytes | RefusedError]:
+async def store(
+    raw: Any, group: Sequence[Submission], nodes: LargestNodesReader, policies: TypePolicies
+) -> list[bytes | RefusedError]:
     """Writes a group; returns what each caller gets.
 
     Args:
         raw: an asyncpg connection in a transaction.
         group: the submissions.
         nodes: tells what could ever start.
+        policies: what a job's type does to its priority.
 
     Raises:
         LostRaceError: nothing may be committed; the group is to be stored again.
@@ -80,7 +85,7 @@ async def store(raw: Any, group: Sequence[Submission], nodes: LargestNodesReader
     for place, submission in enumerate(group):
         answer = known.earlier.get(place)
         if answer is None:
-            answer = await _settled(submission, known, largest)
+            answer = await _settled(submission, known, largest, policies)
             if isinstance(answer, bytes) and submission.key is not None:
                 accepted.append((submission, answer))
         answers.append(answer)
@@ -89,7 +94,7 @@ async def store(raw: Any, group: Sequence[Submission], nodes: LargestNodesReader
     return answers
 
 
-async def _settled(submission: Submission, known: Known, largest: LargestNodes) -> bytes | RefusedError:
+async def _settled(submission: Submission, known: Known, largest: LargestNodes, policies: TypePolicies) -> bytes | RefusedError:
     """The response to a submission whose outcomes are settled; or its refusal."""
     rules = known.projects.get(submission.project)
     if rules is None:
@@ -99,7 +104,7 @@ async def _settled(submission: Submission, known: Known, largest: LargestNodes) 
     submission.outcomes.clear()
     for number, job in enumerate(submission.jobs, 1):
         submission.outcomes.append(
-            settle(job, submission.project, rules, inputs, largest, known.now, org_admin=org_admin)
+            settle(job, submission.project, rules, inputs, largest, policies, known.now, org_admin=org_admin)
             if isinstance(job, NewJob)
             else job
         )
@@ -157,6 +162,7 @@ async def _insert(raw: Any, accepted: Sequence[tuple[Submission, bytes]], known:
         [record.peer for record in records],
         [record.leaf() for record in records],
         [CHANNEL_EVENTS_WRITTEN, CHANNEL_SCHEDULER],
+        [job.start_by for _, job in jobs],
     )
     if claimed != len(keys):
         raise LostRaceError

@@ -22,6 +22,7 @@ from control_plane.db.idempotency import RequestKey
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs.group_store import LostRaceError, store
 from control_plane.jobs.submission import Submission
+from governance.policies import TypePolicies
 
 _log = structlog.get_logger()
 
@@ -42,12 +43,14 @@ _Waiting: TypeAlias = "tuple[Submission, asyncio.Future[bytes]]"
 class GroupWriter:
     """Stores submissions. Safe for any number of callers of one event loop."""
 
-    def __init__(self, engine: AsyncEngine, writers: int = 2) -> None:
+    def __init__(self, engine: AsyncEngine, policies: TypePolicies | None = None, writers: int = 2) -> None:
         """Args:
         engine: where to write; each writer keeps one of its connections.
+        policies: what a job's type does to its priority; None: nothing.
         writers: transactions at once. Two: one encodes while the other's commit waits for the disk.
         """
         self._engine = engine
+        self._policies = policies or TypePolicies()
         self._writers = writers
         self._nodes = LargestNodesReader()
         self._waiting: deque[_Waiting] = deque()
@@ -106,7 +109,7 @@ class GroupWriter:
         return future
 
     async def _run(self) -> None:
-        connection = _Connection(self._engine, self._nodes)
+        connection = _Connection(self._engine, self._nodes, self._policies)
         try:
             while True:
                 await self._wake.wait()
@@ -173,9 +176,10 @@ class GroupWriter:
 class _Connection:
     """A writer's connection, kept from group to group and made anew when it breaks."""
 
-    def __init__(self, engine: AsyncEngine, nodes: LargestNodesReader) -> None:
+    def __init__(self, engine: AsyncEngine, nodes: LargestNodesReader, policies: TypePolicies) -> None:
         self._engine = engine
         self._nodes = nodes
+        self._policies = policies
         self._held: Any = None
 
     async def close(self) -> None:
@@ -195,7 +199,7 @@ class _Connection:
             try:
                 raw = await self._raw()
                 async with raw.transaction():
-                    return await store(raw, group, self._nodes)
+                    return await store(raw, group, self._nodes, self._policies)
             except (LostRaceError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError, OSError) as error:
                 if remaining == 0 or not (isinstance(error, LostRaceError) or _is_outage(error)):
                     raise

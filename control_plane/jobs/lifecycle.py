@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, and_, select, text, update
+from sqlalchemy import ColumnElement, and_, case, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.call import current_call
@@ -23,6 +23,7 @@ from control_plane.jobs.repository import job_not_found
 from control_plane.jobs.selection import HOLDS_LEASE, LockedJob, Selection, among, lock, refusal_for
 from control_plane.jobs.states import FINAL_STATES, IllegalTransitionError, JobState, Transition
 from control_plane.jobs.submission import above_ceiling
+from governance.policies import TypePolicies
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,15 +250,18 @@ RESUME = Verb(_resume, _in(states.RESUME, states.RESUME_UNADMITTED))
 PREEMPT = Verb(_preempt, and_(jobs.c.state.in_(sorted(states.UNDER_WAY)), HOLDS_LEASE))
 
 
-def reprioritize(priority: int) -> Verb:
-    """The verb that gives jobs a priority."""
+def reprioritize(priority: int, policies: TypePolicies) -> Verb:
+    """The verb that gives jobs a priority, as far as the policy of their type lets it."""
 
     def decide(job: LockedJob, reason: str) -> Effect | None:
         del reason
-        return updated(job, {"priority": priority}) if job.priority != priority else None
+        given = policies.settled(job.type, priority)
+        return updated(job, {"priority": given}) if job.priority != given else None
 
     still_open = jobs.c.state.not_in(sorted(FINAL_STATES))
-    return Verb(decide, and_(still_open, jobs.c.priority != priority), priority)
+    filler = jobs.c.type.in_(sorted(policies.filler_types))
+    given = case((filler, min(priority, policies.filler_priority_max)), else_=priority)
+    return Verb(decide, and_(still_open, jobs.c.priority != given), priority)
 
 
 def updated(job: LockedJob, values: Mapping[str, Any]) -> Effect:
@@ -276,7 +280,9 @@ def updated(job: LockedJob, values: Mapping[str, Any]) -> Effect:
     return Effect(EventType.UPDATED, values, values=values)
 
 
-async def update_one(connection: AsyncConnection, job_id: str, values: Mapping[str, Any], etag: str) -> None:
+async def update_one(
+    connection: AsyncConnection, job_id: str, values: Mapping[str, Any], etag: str, policies: TypePolicies
+) -> None:
     """Changes a job's name, priority or job set.
 
     Args:
@@ -284,6 +290,7 @@ async def update_one(connection: AsyncConnection, job_id: str, values: Mapping[s
         job_id: the job.
         values: the new values by column.
         etag: the one it must still have; empty: any.
+        policies: what a job's type does to its priority.
 
     Raises:
         RefusedError: there is no such job for the caller, or it may not be changed so.
@@ -303,4 +310,6 @@ async def update_one(connection: AsyncConnection, job_id: str, values: Mapping[s
             " still makes sense",
             {"etag": str(job.version)},
         )
+    if "priority" in values:
+        values = {**values, "priority": policies.settled(job.type, values["priority"])}
     await write(connection, [(job, updated(job, values))], "")

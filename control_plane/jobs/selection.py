@@ -49,6 +49,7 @@ class LockedJob:
 
     job_id: str
     project: str
+    type: str
     submitter: str
     state: JobState
     priority: int
@@ -177,6 +178,7 @@ HOLDS_LEASE: ColumnElement[bool] = exists().where(leases.c.job_id == jobs.c.job_
 _DETAILS = select(
     jobs.c.job_id,
     jobs.c.project,
+    jobs.c.type,
     jobs.c.submitter,
     jobs.c.state,
     jobs.c.priority,

@@ -11,6 +11,7 @@ from control_plane.jobs.watch_servicer import JobWatch
 from control_plane.rpc.pages import Cursors
 from control_plane.streams.guard import StreamGuard
 from control_plane.streams.hub import EventHub
+from governance.policies import TypePolicies
 
 
 class JobServicer(JobSubmit, JobVerbs, JobWatch):
@@ -21,6 +22,7 @@ class JobServicer(JobSubmit, JobVerbs, JobWatch):
         engine: AsyncEngine,
         *,
         writer: GroupWriter,
+        policies: TypePolicies,
         currency: str,
         cursors: Cursors,
         hub: EventHub,
@@ -28,5 +30,5 @@ class JobServicer(JobSubmit, JobVerbs, JobWatch):
         heartbeat_seconds: float,
     ) -> None:
         JobSubmit.__init__(self, engine, writer, currency)
-        JobVerbs.__init__(self, engine, writer, cursors)
+        JobVerbs.__init__(self, engine, writer, cursors, policies)
         JobWatch.__init__(self, engine, hub, guard, cursors, heartbeat_seconds)

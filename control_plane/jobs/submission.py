@@ -21,7 +21,8 @@ from control_plane.db.idempotency import RequestKey
 from control_plane.errors import FieldViolation, Reason, RefusedError
 from control_plane.jobs.commands import PRIORITY_DEFAULT
 from control_plane.jobs.resolve import Found, Reference, locations, pinned, pinned_json, references_of, resources_of
-from control_plane.jobs.spec import JobSpec, canonical_json
+from control_plane.jobs.spec import JobSpec, RetrainSpec, canonical_json
+from governance.policies import TypePolicies, start_by
 
 
 # Neither this nor what it becomes is frozen: a batch makes thousands, and a frozen one costs three times as much to make.
@@ -66,6 +67,8 @@ class StoredJob:
     inputs: Mapping[str, Any]
     priority: int
     created_at: datetime
+    start_by: datetime | None = None
+    """The latest start that keeps its deadline; None: it has none."""
 
 
 Outcome: TypeAlias = "StoredJob | RefusedError"
@@ -114,6 +117,7 @@ def settle(
     rules: ProjectRules,
     found: Mapping[Reference, Found],
     largest: LargestNodes,
+    policies: TypePolicies,
     now: datetime,
     *,
     org_admin: bool,
@@ -126,6 +130,7 @@ def settle(
         rules: that project's.
         found: what specs of the project name, as far as it exists.
         largest: nodes.
+        policies: what its type does to its priority.
         now: the transaction's time.
         org_admin: whether the caller may go above the project's ceiling.
     """
@@ -148,9 +153,16 @@ def settle(
         spec_json=content.decode(),
         spec_sha256=hashlib.sha256(content).hexdigest(),
         inputs=locations(new.spec, found),
-        priority=priority,
+        priority=policies.settled(new.spec.type, priority),
         created_at=now,
+        start_by=_start_by(new.spec, now),
     )
+
+
+def _start_by(spec: JobSpec, now: datetime) -> datetime | None:
+    if not isinstance(spec, RetrainSpec):
+        return None
+    return start_by(now, spec.min_interval_seconds, spec.fine_tune.resources.max_run_seconds)
 
 
 def above_ceiling(project: str, priority: int, ceiling: int, path: str) -> RefusedError:

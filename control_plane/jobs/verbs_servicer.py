@@ -29,6 +29,7 @@ from control_plane.rpc.convert import identifier, timestamp, validated_value
 from control_plane.rpc.pages import Cursors
 from control_plane.rpc.status import as_refusal, to_status
 from control_plane.rpc.text import require_text
+from governance.policies import TypePolicies
 from headway.jobs.v1 import job_pb2, job_service_pb2_grpc
 from headway.jobs.v1 import job_service_pb2 as pb
 
@@ -56,10 +57,13 @@ class _Steering(Protocol):
 class JobVerbs(job_service_pb2_grpc.JobServiceServicer):
     """Steer jobs, list them and compare them."""
 
-    def __init__(self, engine: AsyncEngine, writer: GroupWriter, cursors: Cursors) -> None:
+    def __init__(
+        self, engine: AsyncEngine, writer: GroupWriter, cursors: Cursors, policies: TypePolicies | None = None
+    ) -> None:
         self._engine = engine
         self._writer = writer
         self._cursors = cursors
+        self._policies = policies or TypePolicies()
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: _Context) -> pb.CancelJobResponse:  # noqa: N802 - gRPC's name
         """Asks jobs to stop."""
@@ -88,7 +92,7 @@ class JobVerbs(job_service_pb2_grpc.JobServiceServicer):
         del context
         if fault := priority_violation(request.priority, "priority"):
             raise invalid_fields([fault])
-        return await self._steer(request, lifecycle.reprioritize(request.priority), pb.ReprioritizeJobResponse)
+        return await self._steer(request, lifecycle.reprioritize(request.priority, self._policies), pb.ReprioritizeJobResponse)
 
     async def _steer(self, request: Any, verb: Verb, response_type: type[_M]) -> _M:
         """Applies a verb to what a request names, once per request id."""
@@ -118,7 +122,7 @@ class JobVerbs(job_service_pb2_grpc.JobServiceServicer):
         project = (await self._visible(job_id))["project"]
 
         async def work(connection: AsyncConnection) -> pb.UpdateJobResponse:
-            await lifecycle.update_one(connection, job_id, values, request.job.etag)
+            await lifecycle.update_one(connection, job_id, values, request.job.etag, self._policies)
             return pb.UpdateJobResponse(job=convert.job_to_proto(await get_job(connection, job_id)))
 
         return await self._once(project, request_id, request, pb.UpdateJobResponse, work)

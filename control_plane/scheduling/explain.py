@@ -20,6 +20,7 @@ from control_plane.scheduling.cluster import read_cluster
 from control_plane.scheduling.queues import queue_state
 from control_plane.scheduling.reasons import Sees, no_workflow, reason_messages, reason_of
 from control_plane.scheduling.shapes import class_number, shape_message
+from governance.policies import TypePolicies
 from headway.jobs.v1 import job_pb2
 from headway.scheduler.v1 import scheduler_service_pb2 as pb
 from headway.scheduler.v1 import wait_reason_pb2
@@ -36,7 +37,7 @@ _ADMITTED = text(
 
 
 async def explain_job(
-    connection: AsyncConnection, job_id: str, history_size: int, sees: Sees, limits: Limits
+    connection: AsyncConnection, job_id: str, history_size: int, sees: Sees, limits: Limits, policies: TypePolicies
 ) -> pb.ExplainJobResponse:
     """Why a job waits.
 
@@ -46,6 +47,7 @@ async def explain_job(
         history_size: most changes of reasons.
         sees: whether the caller may see a project.
         limits: the scheduler's.
+        policies: what a job's type does to its priority.
 
     Raises:
         RefusedError: there is no such job.
@@ -59,11 +61,15 @@ async def explain_job(
         project=row["project"],
         state=job_pb2.JobState.Value(f"JOB_STATE_{row['state']}"),
         waiting_since=None if waiter is None else timestamp(waiter.since),
+        start_by=None if waiter is None else timestamp(row["start_by"]),
+        raised_time=None if waiter is None else timestamp(row["raised_at"]),
     )
     if waiter is None:
         return response
     response.waiting_for = _WAITING_FOR[waiter.kind]
     response.priority_class = class_number(waiter.priority_class)
+    response.priority = waiter.priority
+    response.filler = policies.is_filler(waiter.job_type)
     response.shape.CopyFrom(shape_message(shape_of(waiter.shape)))
     response.ahead, response.line_length = await lines.place_in_line(connection, waiter, limits.aging_micros)
     response.ahead_counted_max = lines.COUNTED_MAX

@@ -25,7 +25,7 @@ COUNTED_MAX = 100_000
 _WAITER = text(
     """
     SELECT jobs.project, jobs.type, jobs.state, jobs.priority, jobs.shape, jobs.created_at AS waiting_since,
-        jobs.job_id::text AS id, requested.*
+        jobs.job_id::text AS id, jobs.start_by, jobs.raised_at, requested.*
     FROM jobs LEFT JOIN LATERAL (
         SELECT lease_id::text, leases.priority AS lease_priority, leases.shape AS lease_shape,
             leases.waiting_since AS lease_waiting_since

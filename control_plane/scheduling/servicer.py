@@ -27,6 +27,7 @@ from control_plane.rpc.text import require_text
 from control_plane.scheduling import explain, lines, service, simulate, snapshot
 from control_plane.scheduling.cluster import read_cluster
 from control_plane.scheduling.foresight import ETA_SECONDS, Foresight, Present
+from governance.policies import TypePolicies
 from headway.capacity.v1 import capacity_service_pb2
 from headway.scheduler.v1 import scheduler_service_pb2 as pb
 from headway.scheduler.v1 import scheduler_service_pb2_grpc
@@ -42,11 +43,12 @@ _REASON_MAX = 1_000
 class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
     """What the scheduler sees, why what waits does, what would become of a change; and nodes taken out of service."""
 
-    def __init__(self, engine: AsyncEngine, cursors: Cursors, foresight: Foresight) -> None:
+    def __init__(self, engine: AsyncEngine, cursors: Cursors, foresight: Foresight, policies: TypePolicies) -> None:
         self._engine = engine
         self._cursors = cursors
         self._worker_lost_seconds = foresight.limits.node_lost_micros / 1_000_000
         self._foresight = foresight
+        self._policies = policies
         self._limits = foresight.limits
 
     async def ExplainJob(self, request: pb.ExplainJobRequest, context: _Context) -> pb.ExplainJobResponse:  # noqa: N802 - gRPC's name
@@ -57,7 +59,7 @@ class SchedulerServicer(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         if not 1 <= size <= _HISTORY_MAX:
             raise invalid_field("history_size", f"is {request.history_size}; expected 0 to {_HISTORY_MAX}")
         async with _one_moment(self._engine) as connection:
-            response = await explain.explain_job(connection, job_id, size, _sees, self._limits)
+            response = await explain.explain_job(connection, job_id, size, _sees, self._limits, self._policies)
             found = await lines.find_waiter(connection, job_id) if request.eta else None
         if found is not None and (waiter := found[1]) is not None:
             eta = await self._foresight.judged(

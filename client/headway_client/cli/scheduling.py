@@ -62,7 +62,8 @@ def _print_explanation(found: ExplainJobResponse, history: int) -> None:
     print_facts(
         [
             ("asks for", _shape(found.shape)),
-            ("class", _class_word(found.priority_class)),
+            ("class", f"{_class_word(found.priority_class)}, priority {found.priority}"),
+            *_policy_facts(found),
             ("ahead", f"{at_least}{found.ahead:,} of {found.line_length:,} like it in project {found.project}"),
             *(_eta_facts(found.eta) if found.HasField("eta") else []),
         ]
@@ -74,6 +75,20 @@ def _print_explanation(found: ExplainJobResponse, history: int) -> None:
             (local_time(change.time, with_date=True), "; ".join(reason.words for reason in change.reasons) or "nothing waited")
             for change in earlier
         )
+
+
+def _policy_facts(found: ExplainJobResponse) -> list[tuple[str, str]]:
+    from headway_client.text import local_time
+
+    facts: list[tuple[str, str]] = []
+    if found.filler:
+        facts.append(("filler", "jobs of its type are filler by policy: it runs on what nobody else wants"))
+    if found.HasField("start_by"):
+        raised = ""
+        if found.HasField("raised_time"):
+            raised = f"; raised for it by one class at {local_time(found.raised_time, with_date=True)}"
+        facts.append(("deadline", f"kept if it starts by {local_time(found.start_by, with_date=True)}{raised}"))
+    return facts
 
 
 def _print_reasons(reasons: Iterable[WaitReason]) -> None:

@@ -28,7 +28,6 @@ from governance.budgets import (
 )
 from governance.chargeback import Chargeback, ChargebackRow, Dimension, hours, money, to_csv, to_json
 from governance.periods import PeriodKind, one_off
-from governance.policies import DAY_MICROSECONDS, PRIORITY_MAX, Policy, TypePolicy, effective_priority
 from governance.values import LIMIT_MAX, UNLIMITED, Amounts, InvalidValueError, Limits
 
 RED = Scope(ScopeKind.PROJECT, "red")
@@ -141,50 +140,6 @@ def test_a_lowered_limit_stops_the_newest_and_no_more_than_it_must(
         before = freed - chosen[-1].amounts
         assert before.micros < micros or before.accelerator_ms < ms
     assert [lease.granted for lease in chosen] == sorted((lease.granted for lease in chosen), reverse=True)
-
-
-HPO_FILLS = Policy({"hpo": TypePolicy(filler=True), "retrain": TypePolicy(deadline_priority=900)})
-
-
-@given(
-    st.sampled_from(["hpo", "retrain", "fine_tune"]),
-    st.integers(0, PRIORITY_MAX),
-    st.none() | st.integers(0, 10**16),
-    st.integers(0, 10**16),
-)
-def test_priority_stays_within_bounds_and_only_filler_sinks(
-    job_type: str, priority: int, deadline: int | None, now: int
-) -> None:
-    found = effective_priority(job_type, priority, deadline, now, HPO_FILLS)
-    if job_type == "hpo":
-        assert found <= 99
-        assert found == min(99, found)
-    else:
-        assert priority <= found <= max(priority, 900)
-    if job_type == "fine_tune" or (deadline is None and job_type == "retrain"):
-        assert found == priority
-
-
-@given(st.integers(0, PRIORITY_MAX), st.integers(0, 3 * DAY_MICROSECONDS), st.integers(0, DAY_MICROSECONDS))
-def test_priority_rises_to_the_deadline_and_stays(priority: int, now: int, later: int) -> None:
-    deadline = 2 * DAY_MICROSECONDS
-    first = effective_priority("retrain", priority, deadline, now, HPO_FILLS)
-    assert first <= effective_priority("retrain", priority, deadline, now + later, HPO_FILLS)
-    if now <= DAY_MICROSECONDS:
-        assert first == priority
-    if now >= deadline:
-        assert first == max(priority, 900)
-
-
-def test_half_way_to_the_deadline_it_has_half_risen() -> None:
-    halfway = 2 * DAY_MICROSECONDS - DAY_MICROSECONDS // 2
-    assert effective_priority("retrain", 500, 2 * DAY_MICROSECONDS, halfway, HPO_FILLS) == 700
-
-
-@pytest.mark.parametrize("fields", [{"deadline_priority": 1_001}, {"deadline_priority": -1}, {"rise_microseconds": 0}])
-def test_a_policy_is_within_bounds(fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidValueError, match=next(iter(fields))):
-        TypePolicy(**fields)
 
 
 def _report(*rows: ChargebackRow) -> Chargeback:

@@ -138,6 +138,10 @@ class ExplainJobResponse(_message.Message):
     LINE_LENGTH_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     ETA_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    FILLER_FIELD_NUMBER: _builtins.int
+    START_BY_FIELD_NUMBER: _builtins.int
+    RAISED_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     project: _builtins.str
@@ -154,6 +158,10 @@ class ExplainJobResponse(_message.Message):
     """Up to where `ahead` counts."""
     line_length: _builtins.int
     """All that waits in its line, counted as `ahead` is."""
+    priority: _builtins.int
+    """Its priority, 0 to 1,000."""
+    filler: _builtins.bool
+    """Whether jobs of its type are filler here: whatever priority it is given, it never leaves class scavenger."""
     @_builtins.property
     def waiting_since(self) -> _timestamp_pb2.Timestamp:
         """Since when. A preempted job keeps its place: the time it was first asked for."""
@@ -178,6 +186,14 @@ class ExplainJobResponse(_message.Message):
     def eta(self) -> Global___Eta:
         """When it may start, if that was asked and it waits."""
 
+    @_builtins.property
+    def start_by(self) -> _timestamp_pb2.Timestamp:
+        """The latest start that keeps its deadline. Absent: it has none."""
+
+    @_builtins.property
+    def raised_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was raised by one class, because that was near. Absent: it was not."""
+
     def __init__(
         self,
         *,
@@ -195,10 +211,14 @@ class ExplainJobResponse(_message.Message):
         line_length: _builtins.int = ...,
         history: _abc.Iterable[_wait_reason_pb2.WaitReasonChange] | None = ...,
         eta: Global___Eta | None = ...,
+        priority: _builtins.int = ...,
+        filler: _builtins.bool = ...,
+        start_by: _timestamp_pb2.Timestamp | None = ...,
+        raised_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "reasons_time", b"reasons_time", "shape", b"shape", "waiting_since", b"waiting_since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "raised_time", b"raised_time", "reasons_time", b"reasons_time", "shape", b"shape", "start_by", b"start_by", "waiting_since", b"waiting_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "ahead_counted_max", b"ahead_counted_max", "eta", b"eta", "history", b"history", "job_id", b"job_id", "line_length", b"line_length", "priority_class", b"priority_class", "project", b"project", "reasons", b"reasons", "reasons_time", b"reasons_time", "shape", b"shape", "state", b"state", "waiting_for", b"waiting_for", "waiting_since", b"waiting_since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "ahead_counted_max", b"ahead_counted_max", "eta", b"eta", "filler", b"filler", "history", b"history", "job_id", b"job_id", "line_length", b"line_length", "priority", b"priority", "priority_class", b"priority_class", "project", b"project", "raised_time", b"raised_time", "reasons", b"reasons", "reasons_time", b"reasons_time", "shape", b"shape", "start_by", b"start_by", "state", b"state", "waiting_for", b"waiting_for", "waiting_since", b"waiting_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
