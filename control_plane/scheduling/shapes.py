@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from control_plane.capacity.offers import ANY_KIND, CPU_MILLIS_MAX, MEMORY_MIB_MAX, labels_of, require_label, whole
 from control_plane.errors import invalid_field
 from control_plane.jobs.spec import AcceleratorKind
@@ -12,6 +14,8 @@ from scheduler.core.types import PriorityClass, Resource, Shape, Topology, Topol
 
 ACCELERATORS_MAX = 4_096
 MEMBERS_MAX = 4_096
+LABELS_CHARACTERS_MAX = 1_500
+"""Of a shape's labels, names and values together: shapes are keys, and PostgreSQL indexes no more than 2,704 bytes."""
 
 _MODES = {
     int(attempts_pb.TOPOLOGY_MODE_REQUIRED): TopologyMode.REQUIRED,
@@ -34,9 +38,19 @@ def shape_of_message(message: attempts_pb.Shape, path: str) -> Shape:
         whole(message.memory_mib, MEMORY_MIB_MAX, f"{path}.memory_mib"),
     )
     members = whole(message.members, MEMBERS_MAX, f"{path}.members") or 1
-    labels = tuple(labels_of(message.labels, f"{path}.labels").items())
+    labels = tuple(_labels(message.labels, f"{path}.labels").items())
     topology = _topology(message.topology, f"{path}.topology") if message.HasField("topology") else None
     return Shape(kind, member, members, message.spot, labels, topology)
+
+
+def _labels(labels: Mapping[str, str], path: str) -> dict[str, str]:
+    checked = labels_of(labels, path)
+    characters = sum(len(name) + len(value) for name, value in checked.items())
+    if characters > LABELS_CHARACTERS_MAX:
+        raise invalid_field(
+            path, f"holds {characters:,} characters; expected at most {LABELS_CHARACTERS_MAX:,}, names and values together"
+        )
+    return checked
 
 
 def _topology(message: attempts_pb.Topology, path: str) -> Topology:

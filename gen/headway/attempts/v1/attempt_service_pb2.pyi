@@ -225,7 +225,9 @@ class Shape(_message.Message):
     """Whether workers that may be taken away without notice will do."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What every worker must carry; at most 32, limits as of headway.capacity.v1.Worker.labels."""
+        """What every worker must carry; at most 32, limits as of headway.capacity.v1.Worker.labels, and at most 1,500 characters in
+        all, names and values together.
+        """
 
     @_builtins.property
     def topology(self) -> Global___Topology:
