@@ -10,6 +10,7 @@ from scheduler_world import World
 
 from control_plane.attempts import repository
 from control_plane.attempts.leasing import LeaseRequest, request_leases
+from control_plane.attempts.retention import RetentionPolicy
 from control_plane.db.engine import in_transaction
 from control_plane.db.leases import end_lease
 from control_plane.jobs.states import JobPhase
@@ -112,7 +113,14 @@ async def test_a_checkpoint_counts_as_safe_from_then_on(world: World, leader: Le
     await in_transaction(
         world.engine,
         lambda connection: repository.commit_checkpoint(
-            connection, job_id, 1, step=1, manifest_uri="s3://headway/m", manifest_sha256="0" * 64
+            connection,
+            job_id,
+            1,
+            step=1,
+            manifest_uri="s3://headway/m",
+            manifest_sha256="0" * 64,
+            metric=None,
+            policy=RetentionPolicy(),
         ),
     )
     assert (await world.row(LEASE, id=lease_id)).checkpointed_at is not None
