@@ -31,6 +31,7 @@ from benchmarks import (
     submit_batch,
     submit_to_lease,
     submit_unary,
+    training_overhead,
     unschedulable_verdict,
     watch_lag,
     workflow_starts,
@@ -70,6 +71,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "kueue_large": Benchmark(kueue.of_scenario("kueue_large", "kueue_large_scale"), 60, 30),
     "checkpoint_mutations": Benchmark(checkpoint_mutations.run, 300, 90),
     "kill_anywhere": Benchmark(kill_anywhere.run, 1_500, 150),
+    "training_overhead": Benchmark(training_overhead.overhead, 360, 140),
+    "async_save": Benchmark(training_overhead.saving, 360, 140),
     "gang_reclaim": Benchmark(reclaim_gang.run, 15, 10),
 }
 

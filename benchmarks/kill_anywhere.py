@@ -9,10 +9,7 @@ the same SHA-256, and each attempt's measurements must come once and in order.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
-import sys
 import tempfile
 import time
 import uuid
@@ -26,27 +23,21 @@ from typing import Any
 
 import asyncpg
 import psutil
-from pydantic import SecretStr
 
 from benchmarks import small_training
-from benchmarks.checkpoint_mutations import job_of
-from benchmarks.decisions_durable import running_jobs
+from benchmarks.agents import Row, World
 from benchmarks.figure import Figure
-from benchmarks.servers import PROJECT, Servers, bearer, object_store, own_channel, servers
-from control_plane.settings import S3Settings
-from headway.logs.v1 import log_record_pb2, log_service_pb2, log_service_pb2_grpc
-from workers.child import Child, spawn
+from benchmarks.servers import object_store, servers
+from headway.logs.v1 import log_record_pb2
+from workers.child import Child
 from workers.gpu.agent.spec import RESULT_NAME, AgentResult, AgentSpec, TrainStage
-from workers.storage import ObjectStore
-from workers.stored_files import project_prefix, read_file_set, upload
+from workers.stored_files import read_file_set
 from workers.workflows import contracts as c
 
 _STEPS = 24
 # More kills of one job than this are no test of anything but patience.
 _KILLS_PER_JOB = 6
 _TAKEN_APART_SECONDS = 5.0
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,56 +93,6 @@ class Tally:
     faults: list[str] = field(default_factory=list[str])
 
 
-@dataclass(frozen=True)
-class World:
-    """What jobs run on, and what each variant of them is given."""
-
-    address: str
-    token: str
-    connection: asyncpg.Connection
-    store: ObjectStore
-    folder: Path
-    prepared: Mapping[str, c.PreparedData]
-
-    @classmethod
-    async def of(
-        cls, running: Servers, s3: S3Settings, connection: asyncpg.Connection, folder: Path, inputs: small_training.Inputs
-    ) -> World:
-        """Stores the base model and each variant's rows, and writes down for agents where the servers are."""
-        store, prefix = ObjectStore(s3), project_prefix(PROJECT)
-        base_model = await asyncio.to_thread(upload, store, inputs.base_model, prefix)
-        prepared: dict[str, c.PreparedData] = {}
-        for name, variant in VARIANTS.items():
-            data = folder / "data" / name
-            data.mkdir(parents=True)
-            for part in ("train.jsonl", "eval.jsonl"):
-                rows = [json.loads(line) for line in (inputs.data / part).read_text().splitlines()]
-                (data / part).write_text("".join(json.dumps(variant.rows(row)) + "\n" for row in rows))
-            dataset = await asyncio.to_thread(upload, store, data, prefix)
-            prepared[name] = c.PreparedData(
-                dataset=dataset, base_model=base_model, train_rows=1, eval_rows=1, train_tokens=1, eval_tokens=1
-            )
-        settings = {
-            "control_plane": {"address": running.address},
-            "worker": {"token": running.worker_token},
-            "s3": {
-                "endpoint_url": s3.endpoint_url,
-                "bucket": s3.bucket,
-                "access_key_id": _revealed(s3.access_key_id),
-                "secret_access_key": _revealed(s3.secret_access_key),
-            },
-        }
-        (folder / "settings.json").write_text(json.dumps(settings))
-        return cls(running.address, running.token, connection, store, folder, prepared)
-
-    async def records(self, job_id: str) -> list[log_record_pb2.LogRecord]:
-        """Everything that the log service has of a job."""
-        async with own_channel(self.address) as channel:
-            stub: Any = log_service_pb2_grpc.LogServiceStub(channel)
-            request = log_service_pb2.TailLogsRequest(job_id=job_id)
-            return [record async for answer in stub.TailLogs(request, metadata=bearer(self.token)) for record in answer.records]
-
-
 class Job:
     """One job from its first attempt to its end, as its workflow and the scheduler would drive it."""
 
@@ -192,18 +133,13 @@ class Job:
 
     async def _run(self, phase: c.LeasedPhase, trained: c.TrainedModel | None) -> AgentResult | None:
         """One attempt; None if it was killed."""
-        spec = await self._spec(phase, trained)
-        path = spec.workdir / "agent_spec.json"
-        path.write_text(spec.model_dump_json())
-        with (spec.workdir / "agent.log").open("wb") as log:
-            agent = await spawn(
-                [sys.executable, "-m", "workers.gpu.agent", str(path)],
-                env={**os.environ, "HEADWAY_SETTINGS": str(self._world.folder / "settings.json")},
-                stdout=log,
-                stderr=log,
-            )
-            killed = await self._kill_in_time(agent, spec)
-            await agent.wait()
+        self._attempt += 1
+        training = {"steps": _STEPS, "micro_batch_size": 4, "gradient_accumulation": 2, "checkpoint_every_steps": 3}
+        stage = TrainStage.model_validate({"training": training, **VARIANTS[self._name].stage})
+        spec = await self._world.attempt(self._id, self._attempt, phase, self._name, stage, trained)
+        agent = await self._world.start(spec)
+        killed = await self._kill_in_time(agent, spec)
+        await agent.wait()
         if killed is not None:
             self.places[killed or await self._step_or_start()] += 1
         try:
@@ -249,50 +185,6 @@ class Job:
         stepped = any(record.attempt == self._attempt and record.WhichOneof("body") == "progress" for record in records)
         return "step" if stepped else "start"
 
-    async def _spec(self, phase: c.LeasedPhase, trained: c.TrainedModel | None) -> AgentSpec:
-        lease_id = await self._next_lease(phase)
-        workdir = self._world.folder / "attempts" / f"{self._id}-{self._attempt}"
-        workdir.mkdir(parents=True)
-        training = {"steps": _STEPS, "micro_batch_size": 4, "gradient_accumulation": 2, "checkpoint_every_steps": 3}
-        return AgentSpec(
-            phase=phase,
-            context=c.PhaseContext(job=job_of(str(self._id), PROJECT), attempt=self._attempt),
-            grant=c.LeaseGrant(
-                lease_id=str(lease_id), attempt=self._attempt, worker="w", accelerators=1, accelerator_kind="cpu"
-            ),
-            prepared=self._world.prepared[self._name],
-            stage=TrainStage.model_validate({"training": training, **VARIANTS[self._name].stage}),
-            trained=trained,
-            run_seconds_left=3_600.0,
-            workdir=workdir,
-            cache_dir=self._world.folder / "cache",
-            threads=1,
-            stop_grace_seconds=10.0,
-        )
-
-    async def _next_lease(self, phase: c.LeasedPhase) -> uuid.UUID:
-        """Grants the job's next lease, as the scheduler does."""
-        self._attempt += 1
-        lease_id = uuid.uuid4()
-        statements: list[tuple[str, tuple[Any, ...]]] = [
-            ("UPDATE leases SET state = 'ENDED', ended_at = now() WHERE job_id = $1", (self._id,)),
-            ("UPDATE jobs SET attempt = $2 WHERE job_id = $1", (self._id, self._attempt)),
-            (
-                "INSERT INTO leases (lease_id, job_id, project, phase, state, accelerators, accelerator_kind, priority,"
-                " max_run_seconds, attempt, worker, granted_kind, granted_at, expires_at) VALUES"
-                " ($1, $2, $3, $4, 'GRANTED', 1, 'any', 500, 3600, $5, 'w', 'cpu', now(), now() + interval '1 hour')",
-                (lease_id, self._id, PROJECT, phase.value, self._attempt),
-            ),
-        ]
-        async with _one_at_a_time, self._world.connection.transaction():
-            for statement, values in statements:
-                await self._world.connection.execute(statement, *values)
-        return lease_id
-
-
-_one_at_a_time = asyncio.Lock()
-"""Jobs share a connection."""
-
 
 def _place(spec: AgentSpec) -> str:
     """What an attempt is at, as far as its files tell."""
@@ -326,10 +218,6 @@ def _out_of_order(records: Sequence[log_record_pb2.LogRecord]) -> list[str]:
     ]
 
 
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
-
-
 async def campaign(world: World, names: Sequence[str], kills: int, seed: int = 0) -> tuple[Tally, Mapping[str, float]]:
     """Runs each variant undisturbed, then all of them in turn until so many kills have hit; two jobs at a time.
 
@@ -342,12 +230,12 @@ async def campaign(world: World, names: Sequence[str], kills: int, seed: int = 0
 
     async def undisturbed(name: str) -> None:
         began = time.monotonic()
-        [job_id] = await _new_job(world)
+        job_id = await world.new_job()
         expected[name] = await Job(world, name, job_id, random.Random(seed), ()).finish()  # noqa: S311 - not a secret
         seconds[name] = time.monotonic() - began
 
     async def disturbed(name: str, rng: random.Random) -> None:
-        [job_id] = await _new_job(world)
+        job_id = await world.new_job()
         instants = [rng.uniform(0.0, seconds[name]) for _ in range(_KILLS_PER_JOB)]
         job = Job(world, name, job_id, rng, instants)
         weights = await job.finish()
@@ -369,11 +257,6 @@ async def campaign(world: World, names: Sequence[str], kills: int, seed: int = 0
     return tally, seconds
 
 
-async def _new_job(world: World) -> list[uuid.UUID]:
-    async with _one_at_a_time:
-        return await running_jobs(world.connection, 1, PROJECT)
-
-
 async def run(quick: bool) -> Figure:
     """Jobs whose model is the undisturbed one's, of those killed."""
     with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
@@ -382,7 +265,9 @@ async def run(quick: bool) -> Figure:
         inputs = await small_training.inputs(root)
         async with object_store(root / "s3") as s3, servers() as running:
             connection = await asyncpg.connect(running.dsn)
-            world = await World.of(running, s3, connection, root, inputs)
+            world = await World.of(
+                running, s3, connection, root, inputs, {name: variant.rows for name, variant in VARIANTS.items()}
+            )
             names = ["sft_lora", "sft_full"] if quick else list(VARIANTS)
             tally, seconds = await campaign(world, names, 8 if quick else 200)
             await connection.close()
