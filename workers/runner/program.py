@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -118,18 +120,36 @@ def _outcome(program: str, body: str, context: Context, spec: RunnerSpec) -> tup
     # Anything else is turned into an exit code and a result file here, at the program's outermost edge.
     except Exception as error:
         traceback.print_exc()
-        failure = _unexpected(program, error)
+        failure = _unexpected(program, error, spec.output_dir)
     return ResultFile(failure=failure), exit_code_of(failure.kind)
 
 
-def _unexpected(program: str, error: Exception) -> JobFailure:
+def _unexpected(program: str, error: Exception, output_dir: Path) -> JobFailure:
     if _is_out_of_memory(error):
         return JobFailure(
             kind=FailureKind.OUT_OF_MEMORY,
             message=f"{program} ran out of memory; lower micro_batch_size, max_tokens or batch_size, or use a larger machine",
         )
+    if _is_disk_full(error):
+        usage = shutil.disk_usage(output_dir)
+        return JobFailure(
+            kind=FailureKind.PLATFORM,
+            message=f"{program} ran out of disk space below worker.scratch_dir: {usage.free:,} of {usage.total:,} bytes are "
+            "free; checkpoints that were complete before are whole. Make room there, or give it a larger disk",
+        )
     # The traceback is in the program's standard error; the message is for people who cannot do anything about it.
     return JobFailure(kind=FailureKind.PLATFORM, message=f"{program} failed unexpectedly: {type(error).__name__}: {error}")
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether the error, or what caused it, is that there is no room: of the system, or as safetensors tells of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        if type(error).__name__ == "SafetensorError" and ("os error 28" in str(error) or "os error 122" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -102,6 +105,27 @@ async def test_a_checkpoint_that_its_machine_damages_is_fetched_again(world: Wor
     records = await second.records()
     assert [step for attempt, step in progress(records) if attempt == 2] == [5, 6]
     assert [line for line in records if "damaged on this machine" in line.line.text]
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    mount = shutil.which("mount")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4_096))
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+async def test_a_full_disk_loses_the_attempt_and_is_named(world: World, full_disk: Path) -> None:
+    attempt = await world.attempt()
+    attempt.spec = attempt.spec.model_copy(update={"workdir": full_disk})
+    message = assert_lost(await attempt.run(), LossReason.PLATFORM_UNAVAILABLE)
+    assert "no room below worker.scratch_dir" in message
 
 
 async def damage_checkpoint(world: World, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Coroutine
 from typing import Any
 
@@ -115,6 +116,13 @@ async def _guarded(phase: Coroutine[Any, Any, AgentResult]) -> AgentResult:
         return _lost(LossReason.PREEMPTED, str(error))
     except (StorageError, ObjectMissingError) as error:
         return _lost(LossReason.PLATFORM_UNAVAILABLE, str(error))
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        return _lost(
+            LossReason.PLATFORM_UNAVAILABLE,
+            f"there is no room below worker.scratch_dir on this machine: {error}; make room there, or give it a larger disk",
+        )
 
 
 async def _stop_when_asked(tools: Tools, stop: asyncio.Event) -> None:
