@@ -79,6 +79,24 @@ def test_stopped_and_continued_equals_uninterrupted(
 
 @EVERY
 @ADAPTED
+def test_what_a_kill_leaves_is_gone_on_from(method: dict[str, Any], adaptation: str, tmp_path: Path) -> None:
+    """A killed run leaves the checkpoints it had finished: each of them leads to the same end."""
+    whole = tiny_spec(tmp_path, method, adaptation, output_dir=tmp_path / "whole")
+    loop.run(Context(events=CollectedEvents()), whole)
+    for step in (2, 4, 6):
+        again = tiny_spec(
+            tmp_path,
+            method,
+            adaptation,
+            output_dir=tmp_path / f"from-{step}",
+            resume_from=checkpoint_path(whole.output_dir, step),
+        )
+        loop.run(Context(events=CollectedEvents()), again)
+        assert _result(again) == _result(whole)
+
+
+@EVERY
+@ADAPTED
 def test_how_a_step_is_cut_does_not_matter(method: dict[str, Any], adaptation: str, tmp_path: Path) -> None:
     whole = Trainer(tiny_spec(tmp_path, method, adaptation, dropout=0.0, micro_batch_size=6, gradient_accumulation=1))
     cut = Trainer(tiny_spec(tmp_path, method, adaptation, dropout=0.0, micro_batch_size=1, gradient_accumulation=6))

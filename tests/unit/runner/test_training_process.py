@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from runner_support import Running, start
+from tiny_model import tiny_spec
 
 from workers.manifest import sha256_of, verify_manifest
 from workers.runner.specs import TrainOk, read_result
@@ -82,6 +83,25 @@ def test_killed_or_stopped_and_resumed_equals_uninterrupted(base_model: Path, pr
     assert _adapter(resumed) == _adapter(whole)
     # The adapter of another step is another one: the comparison above can fail.
     assert sha256_of(checkpoint / "adapter_model.safetensors") != _adapter(whole)
+
+
+@pytest.mark.parametrize(("name", "adaptation"), [("dpo", "full"), ("kto", "lora")])
+def test_a_preference_run_killed_and_resumed_equals_uninterrupted(name: str, adaptation: str, tmp_path: Path) -> None:
+    def spec(output: str, **more: Any) -> dict[str, Any]:
+        changes: dict[str, Any] = {"steps": 200, "checkpoint_every_steps": 20, "micro_batch_size": 4, "pass_tokens": 60, **more}
+        made = tiny_spec(tmp_path, {"name": name}, adaptation, output_dir=tmp_path / output, **changes)
+        return made.model_dump(mode="json")
+
+    killed = start("train", spec("killed"))
+    whole = start("train", spec("whole"))
+    _signal_at_step(killed, 50, signal.SIGKILL)
+    assert killed.finish().code == -signal.SIGKILL
+    checkpoints = sorted((tmp_path / "killed" / "checkpoints").glob("step-*[0-9]"))
+    assert 1 < len(checkpoints) < 10
+    resumed = start("train", spec("resumed", resume_from=checkpoints[-1])).finish()
+    assert (resumed.code, whole.finish().code) == (0, 0), resumed.stderr
+    result = "adapter/adapter_model.safetensors" if adaptation == "lora" else "model/model.safetensors"
+    assert sha256_of(tmp_path / "resumed" / result) == sha256_of(tmp_path / "whole" / result)
 
 
 def test_a_refused_allocation_is_out_of_memory(base_model: Path, prepared: Path, tmp_path: Path) -> None:
