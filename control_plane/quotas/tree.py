@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, and_, delete, exists, func, or_, select, text, tuple_
+from sqlalchemy import RowMapping, and_, delete, func, or_, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from control_plane.db.budget_tables import budgets
 from control_plane.db.events import notify
 from control_plane.db.scheduling_tables import queue_nodes
 from control_plane.db.tables import CHANNEL_SCHEDULER
@@ -120,7 +121,7 @@ async def delete_node(connection: AsyncConnection, node: TreeNode) -> bool:
     """Takes a node out of the tree; returns whether it was there.
 
     Raises:
-        RefusedError: it is a team that has children.
+        RefusedError: it is a team that has children, or a budget, which would limit nothing from then on.
     """
     await _lock(connection)
     if node.kind is NodeKind.TEAM:
@@ -132,14 +133,25 @@ async def delete_node(connection: AsyncConnection, node: TreeNode) -> bool:
                 f"team {node.name} has {children} children; give them another parent or delete them, then delete the team",
                 {"team": node.name, "children": str(children)},
             )
+        # Locked first: who gives it a budget meanwhile is waited for, and seen.
+        await connection.execute(select(queue_nodes.c.name).where(_is(node)).with_for_update())
+        budget = select(budgets.c.scope).where(budgets.c.kind == str(NodeKind.TEAM), budgets.c.scope == node.name)
+        if (await connection.execute(budget)).first() is not None:
+            raise RefusedError(
+                Reason.STILL_NEEDED,
+                f"team {node.name} has a budget, which would limit nothing any more; delete the budget (DeleteBudget), then"
+                " delete the team",
+                {"team": node.name, "budget": node.name},
+            )
     deleted = await connection.execute(delete(queue_nodes).where(_is(node)))
     await notify(connection, CHANNEL_SCHEDULER)
     return deleted.rowcount == 1
 
 
 async def is_team(connection: AsyncConnection, name: str) -> bool:
-    """Whether there is such a team."""
-    return bool((await connection.execute(select(exists().where(_is(TreeNode(NodeKind.TEAM, name)))))).scalar_one())
+    """Whether there is such a team; if so, it is not deleted before the transaction ends."""
+    query = select(queue_nodes.c.name).where(_is(TreeNode(NodeKind.TEAM, name))).with_for_update(read=True, key_share=True)
+    return (await connection.execute(query)).first() is not None
 
 
 async def _lock(connection: AsyncConnection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -297,3 +298,27 @@ async def test_a_dry_run_is_priced_by_the_list(api: Api) -> None:
         await _price(api, kind, 3_600_000)
     priced = await plan()
     assert priced.cost.micros.high == priced.accelerator_seconds.high * 1_000
+
+
+async def test_a_team_with_a_budget_is_not_deleted(api: Api) -> None:
+    await api.quotas.SetQuota(quotas_pb.SetQuotaRequest(request_id=new_id(), quota=quotas_pb.Quota(team="research")))
+    await api.quotas.SetBudget(_request(team="research"))
+    delete = quotas_pb.DeleteQuotaRequest(request_id=new_id(), team="research")
+    answer = await refused(api.quotas.DeleteQuota(delete))
+    assert (answer.code, answer.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STILL_NEEDED")
+    assert answer.metadata == {"team": "research", "budget": "research"}
+    assert (await _get(api, team="research")).hard_limit == MONEY
+    await api.quotas.DeleteBudget(budget_pb2.DeleteBudgetRequest(request_id=new_id(), team="research"))
+    await api.quotas.DeleteQuota(delete)
+
+
+async def test_no_budget_outlives_a_team_that_is_deleted_meanwhile(api: Api) -> None:
+    for number in range(10):
+        team = f"team-{number}"
+        await api.quotas.SetQuota(quotas_pb.SetQuotaRequest(request_id=new_id(), quota=quotas_pb.Quota(team=team)))
+        both = (
+            api.quotas.SetBudget(_request(team=team)),
+            api.quotas.DeleteQuota(quotas_pb.DeleteQuotaRequest(request_id=new_id(), team=team)),
+        )
+        answers = await asyncio.gather(*both, return_exceptions=True)
+        assert sorted(isinstance(answer, grpc.aio.AioRpcError) for answer in answers) == [False, True]

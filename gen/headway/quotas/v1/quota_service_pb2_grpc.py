@@ -140,7 +140,7 @@ class QuotaServiceServicer:
 
     def DeleteQuota(self, request, context):
         """Takes a node out of the tree. A project without quota is a child of the organisation that has nothing of its own and may
-        borrow what is idle. A team that has children is refused with STILL_NEEDED.
+        borrow what is idle. A team that has children or a budget is refused with STILL_NEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,7 @@ class QuotaServiceStub:
     """The quotas set, by project; with `tree` those of the organisation and of teams too."""
     DeleteQuota: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.DeleteQuotaRequest, _quota_service_pb2.DeleteQuotaResponse]
     """Takes a node out of the tree. A project without quota is a child of the organisation that has nothing of its own and may
-    borrow what is idle. A team that has children is refused with STILL_NEEDED.
+    borrow what is idle. A team that has children or a budget is refused with STILL_NEEDED.
     """
     GetUsage: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.GetUsageRequest, _quota_service_pb2.GetUsageResponse]
     """What a project used, by kind of accelerator."""
@@ -90,7 +90,7 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     """The quotas set, by project; with `tree` those of the organisation and of teams too."""
     DeleteQuota: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.DeleteQuotaRequest, _quota_service_pb2.DeleteQuotaResponse]  # type: ignore[assignment]
     """Takes a node out of the tree. A project without quota is a child of the organisation that has nothing of its own and may
-    borrow what is idle. A team that has children is refused with STILL_NEEDED.
+    borrow what is idle. A team that has children or a budget is refused with STILL_NEEDED.
     """
     GetUsage: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.GetUsageRequest, _quota_service_pb2.GetUsageResponse]  # type: ignore[assignment]
     """What a project used, by kind of accelerator."""
@@ -153,7 +153,7 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.DeleteQuotaResponse, _abc.Awaitable[_quota_service_pb2.DeleteQuotaResponse]]:
         """Takes a node out of the tree. A project without quota is a child of the organisation that has nothing of its own and may
-        borrow what is idle. A team that has children is refused with STILL_NEEDED.
+        borrow what is idle. A team that has children or a budget is refused with STILL_NEEDED.
         """
 
     @_abc_1.abstractmethod
