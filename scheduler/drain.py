@@ -28,8 +28,9 @@ _BATCH = 500
 # Most of the time no node drains, and this looks at no lease.
 _TO_ASK = text(
     """
-    WITH leaving AS (SELECT name FROM workers WHERE draining)
-    SELECT lease_id::text, job_id::text, min(leaving.name) AS node
+    WITH leaving AS (SELECT name, drain_reason FROM workers WHERE draining)
+    SELECT lease_id::text, job_id::text, min(leaving.name) AS node,
+        (array_agg(drain_reason ORDER BY leaving.name))[1] AS reason
     FROM leases
     CROSS JOIN LATERAL jsonb_array_elements(coalesce(placement, jsonb_build_array(jsonb_build_array(worker, 1)))) AS part
     JOIN leaving ON leaving.name = part ->> 0
@@ -75,13 +76,13 @@ class Drain:
             found = (await connection.execute(_TO_ASK, {"most": _BATCH})).all()
         if not found:
             return self._period_seconds
-        nodes = {row.lease_id: row.node for row in found}
+        reasons = {row.lease_id: row.reason or f"node {row.node} is being drained" for row in found}
         job_ids = sorted({row.job_id for row in found})
 
         async def ask(connection: AsyncConnection) -> int:
             await self._leadership.fence(connection)
             await connection.execute(_LOCK_JOBS, {"ids": job_ids})
-            asked = await _ask(connection, nodes)
+            asked = await _ask(connection, reasons)
             failpoints.reach(Failpoint.BEFORE_DRAIN)
             return asked
 
@@ -91,19 +92,19 @@ class Drain:
         except DeposedError as error:
             _log.warning("drain.refused", reason=str(error))
             return self._period_seconds
-        _log.info("drain.asked", leases=asked, nodes=sorted(set(nodes.values()))[:10])
+        _log.info("drain.asked", leases=asked, nodes=sorted({row.node for row in found})[:10])
         return 0.0 if len(found) == _BATCH else self._period_seconds
 
 
-async def _ask(connection: AsyncConnection, nodes: dict[str, str]) -> int:
-    """Asks the holders of leases, given with a node each, to yield; returns how many still held theirs."""
-    asked = (await connection.execute(_ASK, {"ids": list(nodes)})).all()
+async def _ask(connection: AsyncConnection, reasons: dict[str, str]) -> int:
+    """Asks the holders of leases, given with a reason each, to yield; returns how many still held theirs."""
+    asked = (await connection.execute(_ASK, {"ids": list(reasons)})).all()
     happened: list[Happening] = []
     for lease in asked:
         # A job that is being stopped or paused gives its lease back without being asked, or loses it as well.
         if lease.state not in UNDER_WAY:
             continue
-        reason = f"node {nodes[lease.lease_id]} is being drained"
+        reason = reasons[lease.lease_id]
         message = PreemptOrder(lease_id=lease.lease_id, reason=reason)
         sent = await connection.execute(
             _SEND,

@@ -103,5 +103,6 @@ def worker_message(row: Mapping[Any, Any]) -> pb.Worker:
         labels=row["labels"],
         cordoned=row["cordoned"],
         draining=row["draining"],
+        drain_reason=row["drain_reason"],
         leases_held=row["leases_held"],
     )

@@ -128,9 +128,13 @@ async def find_worker(connection: AsyncConnection, name: str, worker_lost_second
     return row
 
 
-async def set_service(connection: AsyncConnection, name: str, *, cordoned: bool, draining: bool | None) -> None:
+async def set_service(
+    connection: AsyncConnection, name: str, *, cordoned: bool, draining: bool | None, drain_reason: str = ""
+) -> None:
     """Says whether a worker that the caller holds locked takes new work; wakes the scheduler. None leaves it as it is."""
-    values = {"cordoned": cordoned} | ({} if draining is None else {"draining": draining})
+    values: dict[str, Any] = {"cordoned": cordoned}
+    if draining is not None:
+        values |= {"draining": draining, "drain_reason": drain_reason}
     await connection.execute(update(workers).where(workers.c.name == name).values(**values))
     await notify(connection, CHANNEL_SCHEDULER)
 

@@ -282,6 +282,8 @@ workers = Table(
     Column("cordoned", Boolean, nullable=False, server_default=text("false")),
     # It takes nothing new, and what runs on it is asked to yield.
     Column("draining", Boolean, nullable=False, server_default=text("false")),
+    # Why, as whoever drains it said; empty: nothing was said.
+    Column("drain_reason", Text, nullable=False, server_default=""),
 )
 
 checkpoints = Table(

@@ -43,12 +43,12 @@ async def drain(connection: AsyncConnection, node: str, reason: str) -> Drained:
     Args:
         connection: a connection in a transaction.
         node: which.
-        reason: why, for the jobs' histories; empty: that it is drained.
+        reason: why, for the node and the jobs' histories; empty: that it is drained.
 
     Raises:
         RefusedError: there is no such node.
     """
-    await _set(connection, node, cordoned=True, draining=True)
+    await _set(connection, node, cordoned=True, draining=True, drain_reason=reason)
     held = await repository.leases_on(connection, node)
     if not held:
         return Drained(0, 0)
@@ -59,6 +59,8 @@ async def drain(connection: AsyncConnection, node: str, reason: str) -> Drained:
     return Drained(sum(outcome.changed for outcome in outcomes.jobs), len(held))
 
 
-async def _set(connection: AsyncConnection, node: str, *, cordoned: bool, draining: bool | None) -> None:
+async def _set(
+    connection: AsyncConnection, node: str, *, cordoned: bool, draining: bool | None, drain_reason: str = ""
+) -> None:
     await repository.lock_worker(connection, node)
-    await repository.set_service(connection, node, cordoned=cordoned, draining=draining)
+    await repository.set_service(connection, node, cordoned=cordoned, draining=draining, drain_reason=drain_reason)

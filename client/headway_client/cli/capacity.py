@@ -75,11 +75,14 @@ def nodes_list(as_json: AsJson = False) -> None:
 
 
 def _service(node: Worker) -> str:
+    from headway_client.text import printable
+
     state = "alive" if node.alive else "lost"
     if not node.draining:
         return f"{state}, cordoned" if node.cordoned else state
     left = "1 lease" if node.leases_held == 1 else f"{node.leases_held} leases"
-    return f"{state}, draining: {left} left" if node.leases_held else f"{state}, drained"
+    said = f" ({printable(node.drain_reason)})" if node.drain_reason else ""
+    return (f"{state}, draining: {left} left" if node.leases_held else f"{state}, drained") + said
 
 
 @nodes.command("cordon")

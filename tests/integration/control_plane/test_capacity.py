@@ -129,6 +129,18 @@ async def test_a_drained_node_asks_each_of_its_jobs_once_to_leave(api: Api) -> N
     }
 
 
+async def test_a_node_says_why_it_is_drained_until_it_is_back(api: Api) -> None:
+    await registered(api, node("n1"))
+    drain = scheduler_pb.DrainNodeRequest(request_id=new_id(), node="n1", reason="a fan is loud")
+    assert (await api.scheduler.DrainNode(drain)).node.drain_reason == "a fan is loud"
+    # It beats on meanwhile, and is cordoned by somebody else.
+    await registered(api, node("n1"))
+    await api.scheduler.CordonNode(scheduler_pb.CordonNodeRequest(request_id=new_id(), node="n1"))
+    assert (await workers(api))["n1"].drain_reason == "a fan is loud"
+    await api.scheduler.UncordonNode(scheduler_pb.UncordonNodeRequest(request_id=new_id(), node="n1"))
+    assert (await workers(api))["n1"].drain_reason == ""
+
+
 async def test_a_node_that_holds_leases_is_not_deleted(api: Api) -> None:
     await registered(api, node("n1"))
     job_id, lease_id = await api.leased()

@@ -65,8 +65,8 @@ async def test_people_are_shown_how_far_a_drain_is_and_pools_that_are_not_there(
     _, lease_id = await api.leased()
     await placed(api, lease_id, ("n1", 1))
     admin = CommandLine(api, tmp_path, api.token)
-    await admin.run("nodes", "drain", "n1")
-    assert "alive, draining: 1 lease left" in (await admin.run("nodes", "list"))[1]
+    await admin.run("nodes", "drain", "n1", "--reason", "a fan is loud")
+    assert "alive, draining: 1 lease left (a fan is loud)" in (await admin.run("nodes", "list"))[1]
     await api.sql("UPDATE leases SET state = 'ENDED', ended_at = now()")
     assert "alive, drained" in (await admin.run("nodes", "list"))[1]
     _, said, _ = await admin.run("quota", "set", PROJECT, "reserved=4", "resreved=4")

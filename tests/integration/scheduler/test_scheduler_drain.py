@@ -59,6 +59,15 @@ async def test_whoever_was_not_asked_is_asked_once(world: World, leader: Leaders
     assert await world.events(job_id) == ["LEASE_GRANTED 1", "PREEMPTION_REQUESTED 1"]
 
 
+async def test_who_is_asked_later_hears_the_reason_of_the_drain(world: World, leader: Leadership) -> None:
+    await world.worker()
+    _, lease_id = await granted(world, rounds_of(world, leader))
+    await out_of_service(world, "w1")
+    await world.execute("UPDATE workers SET drain_reason = 'a fan is loud'")
+    await drain_of(world, leader).ask()
+    assert [row.payload for row in await world.rows(ORDERS)] == [{"lease_id": lease_id, "reason": "a fan is loud"}]
+
+
 async def test_what_does_not_leave_in_time_loses_its_lease(world: World, leader: Leadership) -> None:
     await world.worker()
     rounds = rounds_of(world, leader, yield_seconds=60)

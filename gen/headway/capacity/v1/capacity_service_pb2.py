@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*headway/capacity/v1/capacity_service.proto\x12\x13headway.capacity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x03\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10\x61\x63\x63\x65lerator_kind\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\x04 \x01(\x05\x12\x1b\n\x13\x61\x63\x63\x65lerators_leased\x18\x05 \x01(\x05\x12\r\n\x05\x61live\x18\x06 \x01(\x08\x12\x32\n\x0eheartbeat_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04pool\x18\x08 \x01(\t\x12\x0c\n\x04spot\x18\t \x01(\x08\x12\x12\n\ncpu_millis\x18\n \x01(\x05\x12\x12\n\nmemory_mib\x18\x0b \x01(\x05\x12\x37\n\x06labels\x18\x0c \x03(\x0b\x32\'.headway.capacity.v1.Worker.LabelsEntry\x12\x10\n\x08\x63ordoned\x18\r \x01(\x08\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\x12\x13\n\x0bleases_held\x18\x0f \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x15RegisterWorkerRequest\x12+\n\x06worker\x18\x01 \x01(\x0b\x32\x1b.headway.capacity.v1.Worker\"3\n\x16RegisterWorkerResponse\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\"S\n\x17RegisterNodePoolRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12*\n\x05nodes\x18\x02 \x03(\x0b\x32\x1b.headway.capacity.v1.Worker\"G\n\x18RegisterNodePoolResponse\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\x12\x10\n\x08\x63ordoned\x18\x02 \x03(\t\";\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListWorkersResponse\x12,\n\x07workers\x18\x01 \x03(\x0b\x32\x1b.headway.capacity.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x13\x44\x65leteWorkerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteWorkerResponse2\xc8\x03\n\x0f\x43\x61pacityService\x12n\n\x0eRegisterWorker\x12*.headway.capacity.v1.RegisterWorkerRequest\x1a+.headway.capacity.v1.RegisterWorkerResponse\"\x03\x90\x02\x02\x12t\n\x10RegisterNodePool\x12,.headway.capacity.v1.RegisterNodePoolRequest\x1a-.headway.capacity.v1.RegisterNodePoolResponse\"\x03\x90\x02\x02\x12\x65\n\x0bListWorkers\x12\'.headway.capacity.v1.ListWorkersRequest\x1a(.headway.capacity.v1.ListWorkersResponse\"\x03\x90\x02\x01\x12h\n\x0c\x44\x65leteWorker\x12(.headway.capacity.v1.DeleteWorkerRequest\x1a).headway.capacity.v1.DeleteWorkerResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*headway/capacity/v1/capacity_service.proto\x12\x13headway.capacity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x03\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10\x61\x63\x63\x65lerator_kind\x18\x03 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\x04 \x01(\x05\x12\x1b\n\x13\x61\x63\x63\x65lerators_leased\x18\x05 \x01(\x05\x12\r\n\x05\x61live\x18\x06 \x01(\x08\x12\x32\n\x0eheartbeat_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04pool\x18\x08 \x01(\t\x12\x0c\n\x04spot\x18\t \x01(\x08\x12\x12\n\ncpu_millis\x18\n \x01(\x05\x12\x12\n\nmemory_mib\x18\x0b \x01(\x05\x12\x37\n\x06labels\x18\x0c \x03(\x0b\x32\'.headway.capacity.v1.Worker.LabelsEntry\x12\x10\n\x08\x63ordoned\x18\r \x01(\x08\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\x12\x13\n\x0bleases_held\x18\x0f \x01(\x05\x12\x14\n\x0c\x64rain_reason\x18\x10 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x15RegisterWorkerRequest\x12+\n\x06worker\x18\x01 \x01(\x0b\x32\x1b.headway.capacity.v1.Worker\"3\n\x16RegisterWorkerResponse\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\"S\n\x17RegisterNodePoolRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12*\n\x05nodes\x18\x02 \x03(\x0b\x32\x1b.headway.capacity.v1.Worker\"G\n\x18RegisterNodePoolResponse\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\x12\x10\n\x08\x63ordoned\x18\x02 \x03(\t\";\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListWorkersResponse\x12,\n\x07workers\x18\x01 \x03(\x0b\x32\x1b.headway.capacity.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x13\x44\x65leteWorkerRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteWorkerResponse2\xc8\x03\n\x0f\x43\x61pacityService\x12n\n\x0eRegisterWorker\x12*.headway.capacity.v1.RegisterWorkerRequest\x1a+.headway.capacity.v1.RegisterWorkerResponse\"\x03\x90\x02\x02\x12t\n\x10RegisterNodePool\x12,.headway.capacity.v1.RegisterNodePoolRequest\x1a-.headway.capacity.v1.RegisterNodePoolResponse\"\x03\x90\x02\x02\x12\x65\n\x0bListWorkers\x12\'.headway.capacity.v1.ListWorkersRequest\x1a(.headway.capacity.v1.ListWorkersResponse\"\x03\x90\x02\x01\x12h\n\x0c\x44\x65leteWorker\x12(.headway.capacity.v1.DeleteWorkerRequest\x1a).headway.capacity.v1.DeleteWorkerResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,25 +43,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CAPACITYSERVICE'].methods_by_name['DeleteWorker']._loaded_options = None
   _globals['_CAPACITYSERVICE'].methods_by_name['DeleteWorker']._serialized_options = b'\220\002\002'
   _globals['_WORKER']._serialized_start=101
-  _globals['_WORKER']._serialized_end=517
-  _globals['_WORKER_LABELSENTRY']._serialized_start=472
-  _globals['_WORKER_LABELSENTRY']._serialized_end=517
-  _globals['_REGISTERWORKERREQUEST']._serialized_start=519
-  _globals['_REGISTERWORKERREQUEST']._serialized_end=587
-  _globals['_REGISTERWORKERRESPONSE']._serialized_start=589
-  _globals['_REGISTERWORKERRESPONSE']._serialized_end=640
-  _globals['_REGISTERNODEPOOLREQUEST']._serialized_start=642
-  _globals['_REGISTERNODEPOOLREQUEST']._serialized_end=725
-  _globals['_REGISTERNODEPOOLRESPONSE']._serialized_start=727
-  _globals['_REGISTERNODEPOOLRESPONSE']._serialized_end=798
-  _globals['_LISTWORKERSREQUEST']._serialized_start=800
-  _globals['_LISTWORKERSREQUEST']._serialized_end=859
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=861
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=953
-  _globals['_DELETEWORKERREQUEST']._serialized_start=955
-  _globals['_DELETEWORKERREQUEST']._serialized_end=1010
-  _globals['_DELETEWORKERRESPONSE']._serialized_start=1012
-  _globals['_DELETEWORKERRESPONSE']._serialized_end=1034
-  _globals['_CAPACITYSERVICE']._serialized_start=1037
-  _globals['_CAPACITYSERVICE']._serialized_end=1493
+  _globals['_WORKER']._serialized_end=539
+  _globals['_WORKER_LABELSENTRY']._serialized_start=494
+  _globals['_WORKER_LABELSENTRY']._serialized_end=539
+  _globals['_REGISTERWORKERREQUEST']._serialized_start=541
+  _globals['_REGISTERWORKERREQUEST']._serialized_end=609
+  _globals['_REGISTERWORKERRESPONSE']._serialized_start=611
+  _globals['_REGISTERWORKERRESPONSE']._serialized_end=662
+  _globals['_REGISTERNODEPOOLREQUEST']._serialized_start=664
+  _globals['_REGISTERNODEPOOLREQUEST']._serialized_end=747
+  _globals['_REGISTERNODEPOOLRESPONSE']._serialized_start=749
+  _globals['_REGISTERNODEPOOLRESPONSE']._serialized_end=820
+  _globals['_LISTWORKERSREQUEST']._serialized_start=822
+  _globals['_LISTWORKERSREQUEST']._serialized_end=881
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=883
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=975
+  _globals['_DELETEWORKERREQUEST']._serialized_start=977
+  _globals['_DELETEWORKERREQUEST']._serialized_end=1032
+  _globals['_DELETEWORKERRESPONSE']._serialized_start=1034
+  _globals['_DELETEWORKERRESPONSE']._serialized_end=1056
+  _globals['_CAPACITYSERVICE']._serialized_start=1059
+  _globals['_CAPACITYSERVICE']._serialized_end=1515
 # @@protoc_insertion_point(module_scope)

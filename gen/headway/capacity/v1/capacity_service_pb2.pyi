@@ -60,6 +60,7 @@ class Worker(_message.Message):
     CORDONED_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     LEASES_HELD_FIELD_NUMBER: _builtins.int
+    DRAIN_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Stable name, 1 to 63 characters of [a-z0-9-]."""
     incarnation: _builtins.str
@@ -88,6 +89,8 @@ class Worker(_message.Message):
     """Takes nothing new, and what runs on it is asked to leave; drained once `leases_held` is 0. Output only."""
     leases_held: _builtins.int
     """Leases that hold any of it. Output only."""
+    drain_reason: _builtins.str
+    """Why it is drained, as whoever drains it said. Empty: nothing was said, or it is not drained. Output only."""
     @_builtins.property
     def heartbeat_time(self) -> _timestamp_pb2.Timestamp:
         """Last heartbeat. Output only."""
@@ -116,10 +119,11 @@ class Worker(_message.Message):
         cordoned: _builtins.bool = ...,
         draining: _builtins.bool = ...,
         leases_held: _builtins.int = ...,
+        drain_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_kind", b"accelerator_kind", "accelerators", b"accelerators", "accelerators_leased", b"accelerators_leased", "alive", b"alive", "cordoned", b"cordoned", "cpu_millis", b"cpu_millis", "draining", b"draining", "heartbeat_time", b"heartbeat_time", "incarnation", b"incarnation", "labels", b"labels", "leases_held", b"leases_held", "memory_mib", b"memory_mib", "name", b"name", "pool", b"pool", "spot", b"spot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_kind", b"accelerator_kind", "accelerators", b"accelerators", "accelerators_leased", b"accelerators_leased", "alive", b"alive", "cordoned", b"cordoned", "cpu_millis", b"cpu_millis", "drain_reason", b"drain_reason", "draining", b"draining", "heartbeat_time", b"heartbeat_time", "incarnation", b"incarnation", "labels", b"labels", "leases_held", b"leases_held", "memory_mib", b"memory_mib", "name", b"name", "pool", b"pool", "spot", b"spot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

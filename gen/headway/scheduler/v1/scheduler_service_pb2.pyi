@@ -698,7 +698,7 @@ class DrainNodeRequest(_message.Message):
     node: _builtins.str
     """The node's name. Required."""
     reason: _builtins.str
-    """Why, for the histories of the jobs that are asked to leave; up to 1,000 characters."""
+    """Why, for whoever looks at the node, and the histories of the jobs that are asked to leave; up to 1,000 characters."""
     def __init__(
         self,
         *,
