@@ -15,6 +15,7 @@ import uvloop
 
 from benchmarks import (
     checkpoint_mutations,
+    dataset_validate,
     decisions_durable,
     events_streamed,
     fairness_error,
@@ -73,6 +74,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "kill_anywhere": Benchmark(kill_anywhere.run, 1_500, 150),
     "training_overhead": Benchmark(training_overhead.overhead, 360, 140),
     "async_save": Benchmark(training_overhead.saving, 360, 140),
+    "dataset_validate": Benchmark(dataset_validate.run, 50, 10),
     "gang_reclaim": Benchmark(reclaim_gang.run, 15, 10),
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = {"control_plane", "scheduler", "workers", "governance", "deploy", "headway", "headway_client"}
+OURS = {"control_plane", "dataset_checks", "scheduler", "workers", "governance", "deploy", "headway", "headway_client"}
 MODEL_LIBRARIES = {"torch", "transformers", "peft", "trl", "optuna", "safetensors", "gguf"}
 DOMAIN = {"control_plane.jobs.spec", "control_plane.jobs.specs", "control_plane.jobs.states"}
 
@@ -140,9 +140,19 @@ def test_the_client_installs_alone() -> None:
         _sources("client"),
         OURS - {"headway", "headway_client"},
         "Other teams install the client without the servers.",
-        # `up`, `down` and `status` are mounted when the one-machine extra is there.
-        allowed={"deploy.one_machine.commands"},
+        # `up`, `down` and `status` are mounted when the one-machine extra is there. What is wrong with a dataset is the same
+        # before it is sent and after: the checks stand on their own, in the client's distribution too.
+        allowed={"deploy.one_machine.commands", "dataset_checks"},
     )
+
+
+def test_dataset_checks_stand_on_their_own() -> None:
+    allowed = set(sys.stdlib_module_names) | {"numpy", "pyarrow", "dataset_checks"}
+    for path in _sources("dataset_checks"):
+        for line, name in _imports(path):
+            # Tokens are the model libraries' business, where a base model is given.
+            libraries = {"transformers", "jinja2"} if path.name == "rendering.py" else set[str]()
+            assert _under(name, allowed | libraries), f"{path}:{line} imports {name}: the client and the runner both use this"
 
 
 def test_nothing_generated_is_edited_and_nothing_else_is_generated() -> None:
