@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headway_client.cli import dataset_checking
 from headway_client.cli.failures import InputError
 from headway_client.cli.options import AsJson, Attribution, License, Name, Project, RequestId
 from headway_client.cli.output import as_dict, print_facts, print_json, print_table
@@ -23,8 +24,10 @@ model = typer.Typer(no_args_is_help=True, help="One version of a registered mode
 
 DatasetFile = Annotated[
     Path,
-    typer.Argument(metavar="FILE", help='JSON lines of {"prompt": …, "completion": …}.', show_default=False),
+    typer.Argument(metavar="FILE", help="JSON lines, CSV or Parquet.", show_default=False),
 ]
+dataset.command("validate")(dataset_checking.validate)
+
 ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.", show_default=False)]
 
 
@@ -37,14 +40,17 @@ def dataset_add(
     license_: License = "",
     attribution: Attribution = "",
     request_id: RequestId = None,
+    unchecked: Annotated[bool, typer.Option("--unchecked", help="Send it without validating it first.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Uploads a file and gives it a name. The store refuses bytes that do not have the announced hash.
+    """Validates a file, uploads it and gives it a name. The store refuses bytes that do not have the announced hash.
 
     \b
     Examples:
       headway dataset add questions examples/data/chatterbot_english.jsonl -p support --license BSD-3-Clause
     """
+    if not unchecked:
+        dataset_checking.refuse_faulty(file, quiet=as_json)
     with connected(span="headway dataset add") as client:
         uploaded = _upload(client, project, file, quiet=as_json)
         added = client.register_dataset(

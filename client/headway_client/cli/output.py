@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,11 @@ def _plain(value: Any, field: FieldDescriptor) -> Any:
 def print_json(content: Mapping[str, Any]) -> None:
     """One document on one line."""
     print(json.dumps(content, ensure_ascii=False), flush=True)
+
+
+def print_notice(text: str) -> None:
+    """A remark beside the answer, to standard error."""
+    print(f"headway: {text}", file=sys.stderr, flush=True)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
