@@ -143,7 +143,7 @@ class ControlPlane:
             sequencer = Sequencer(engine, notifications)
             await sequencer.start()
             exits.push_async_callback(sequencer.stop)
-            writer = GroupWriter(engine, settings.policies.types)
+            writer = GroupWriter(engine, settings.policies.types, settings.scheduler.growing_pools)
             await writer.start()
             exits.push_async_callback(writer.stop)
             await _seed(engine, identity, settings.prices)

@@ -252,6 +252,25 @@ class TelemetrySettings(_Section):
     otlp_headers: dict[str, str] = {}
 
 
+class GrowingPool(_Section):
+    """A pool of nodes that something outside makes as they are needed, such as a node pool of Kubernetes with an autoscaler."""
+
+    name: Annotated[str, Field(pattern=r"\A[a-z0-9.-]{1,32}\z")]
+    """As its nodes register it."""
+    accelerator_kind: Annotated[str, Field(pattern=r"\A[a-z0-9.-]{1,32}\z")]
+    """Of its nodes."""
+    accelerators: int = Field(ge=1, le=4_096)
+    """Of each of its nodes."""
+    nodes_max: int = Field(ge=1, le=10_000)
+    """Most nodes that it grows to."""
+    spot: bool = False
+    """Whether they may be taken away without notice."""
+    cpu_millis: int = Field(default=0, ge=0, le=1_048_576_000)
+    """Thousandths of a CPU of each; 0: not counted."""
+    memory_mib: int = Field(default=0, ge=0, le=1_073_741_824)
+    """MiB of memory of each; 0: not counted."""
+
+
 class SchedulerSettings(_Section):
     """How the scheduler keeps time."""
 
@@ -297,6 +316,8 @@ class SchedulerSettings(_Section):
     """How long the records of rounds are kept."""
     record_inputs_every_rounds: int = Field(default=0, ge=0)
     """Every so many rounds that decide something all that was decided on is recorded too, to be replayed; 0: never."""
+    growing_pools: tuple[GrowingPool, ...] = ()
+    """Pools that grow when needed: what they could hold is accepted and waits, even while none of their nodes is there."""
     failpoint: str = ""
     """For tests of crashes: where the process ends as in a power cut; empty: nowhere."""
 

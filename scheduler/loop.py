@@ -62,6 +62,7 @@ class RoundLoop:
             frozenset(ROUTES),
             half_life_micros=int(settings.past_use_half_life_hours * 3_600 * _MICROS),
             recheck_seconds=settings.recheck_seconds,
+            growing_pools=settings.growing_pools,
         )
         self._reasons = ReasonBook()
         self._brakes = PreemptionBrakes(_brake_limits(settings))

@@ -21,10 +21,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from control_plane.budgets.prices import prices_in_force
 from control_plane.budgets.standing import BudgetState, read_states
 from control_plane.collector import collector_paused
+from control_plane.settings import GrowingPool
 from governance.prices import Price, price_at
 from scheduler import tree
 from scheduler.core.types import Budget, Limits, Micros, QueueNode
 from scheduler.decay import decayed
+from scheduler.growing import nodes_to_come
 from scheduler.state import JobRow, LeaseRow, State, StateLoader, WorkerRow
 from scheduler.tree import Allowance, Books, QueueRow, node_name
 
@@ -124,12 +126,14 @@ class SnapshotReader:
         *,
         half_life_micros: int,
         recheck_seconds: float,
+        growing_pools: Sequence[GrowingPool] = (),
     ) -> None:
         self._engine = engine
         self._limits = limits
         self._job_types = job_types
         self._half_life_micros = half_life_micros
         self._recheck_seconds = recheck_seconds
+        self._growing_pools = growing_pools
         self._state: State | None = None
         self._checked_at = 0.0
         self._queue_rows: list[QueueRow] = []
@@ -185,7 +189,7 @@ class SnapshotReader:
             state=state,
             now=now,
             database_started=Micros(clock["started"]),
-            workers=workers,
+            workers=[*workers, *nodes_to_come(self._growing_pools, workers)],
             tree=self._tree(now, past_use, budgets),
             prices=prices,
             change_ids=[note["change_id"] for note in notes],

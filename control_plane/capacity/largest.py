@@ -1,7 +1,8 @@
 """What could ever start: the largest node of each kind, living or silent, cordoned or not, as if nothing ran on it.
 
-A job's lease is whole on one node. What no node could hold is refused when it is submitted, with the number; the scheduler says
-the same of requests for leases, by its own rules (`scheduler.core.refusals`), since nodes may go later.
+A job's lease is whole on one node; those that a pool may grow by count as well. What no node could hold is refused when it is
+submitted, with the number; the scheduler says the same of requests for leases, by its own rules (`scheduler.core.refusals`),
+since nodes may go later.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from control_plane.capacity.offers import ANY_KIND
 from control_plane.errors import FieldViolation, Reason, RefusedError
+from control_plane.settings import GrowingPool
 
 _REFRESH_SECONDS = 1.0
 # Nodes without accelerators hold no lease. Jobs do not say that they bear spot nodes, so none of theirs is placed on one.
@@ -91,10 +93,12 @@ class LargestNodesReader:
     What is remembered may let through what no node holds any more; nothing is refused without a look at what is there now.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, growing_pools: Iterable[GrowingPool] = (), clock: Callable[[], float] = time.monotonic) -> None:
         """Args:
+        growing_pools: pools whose nodes may come when they are needed.
         clock: seconds, which never go back.
         """
+        self._growing_pools = tuple(growing_pools)
         self._clock = clock
         self._known: LargestNodes | None = None
         self._read_at = 0.0
@@ -111,6 +115,12 @@ class LargestNodesReader:
             return known
         read_at = self._clock()
         rows = await raw.fetch(_LARGEST)
-        known = LargestNodes({kind: _OfKind(largest or 0, nodes) for kind, largest, nodes in rows})
+        kinds = {kind: _OfKind(largest or 0, nodes) for kind, largest, nodes in rows}
+        # While no node is known, nothing is refused.
+        for pool in self._growing_pools if kinds else ():
+            if not pool.spot:
+                there = kinds.get(pool.accelerator_kind, _OfKind(0, 0))
+                kinds[pool.accelerator_kind] = _OfKind(max(there.largest, pool.accelerators), max(there.nodes, pool.nodes_max))
+        known = LargestNodes(kinds)
         self._known, self._read_at = known, read_at
         return known

@@ -22,6 +22,7 @@ from control_plane.db.idempotency import RequestKey
 from control_plane.errors import Reason, RefusedError
 from control_plane.jobs.group_store import LostRaceError, store
 from control_plane.jobs.submission import Submission
+from control_plane.settings import GrowingPool
 from governance.policies import TypePolicies
 
 _log = structlog.get_logger()
@@ -43,16 +44,23 @@ _Waiting: TypeAlias = "tuple[Submission, asyncio.Future[bytes]]"
 class GroupWriter:
     """Stores submissions. Safe for any number of callers of one event loop."""
 
-    def __init__(self, engine: AsyncEngine, policies: TypePolicies | None = None, writers: int = 2) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        policies: TypePolicies | None = None,
+        growing_pools: Sequence[GrowingPool] = (),
+        writers: int = 2,
+    ) -> None:
         """Args:
         engine: where to write; each writer keeps one of its connections.
         policies: what a job's type does to its priority; None: nothing.
+        growing_pools: pools whose nodes may come when they are needed.
         writers: transactions at once. Two: one encodes while the other's commit waits for the disk.
         """
         self._engine = engine
         self._policies = policies or TypePolicies()
         self._writers = writers
-        self._nodes = LargestNodesReader()
+        self._nodes = LargestNodesReader(growing_pools)
         self._waiting: deque[_Waiting] = deque()
         self._waiting_jobs = 0
         self._next_group_at = 0.0

@@ -68,6 +68,7 @@ class Foresight:
         self.half_life_micros = int(rules.past_use_half_life_hours * 3_600_000_000)
         """Of past use."""
         self._brakes = Brakes(rules.preemptions_burst, int(rules.preemption_waste_accelerator_hours_per_hour * 3_600_000))
+        self._growing_pools = rules.growing_pools
         self._postgres = postgres.model_copy(update={"pool_size": 1})
         self._thread = ThreadPoolExecutor(1, "foresight")
 
@@ -92,7 +93,14 @@ class Foresight:
     async def _read(self) -> Present:
         engine = create_engine(self._postgres)
         try:
-            reader = SnapshotReader(engine, self.limits, RUN_TYPES, half_life_micros=self.half_life_micros, recheck_seconds=0.0)
+            reader = SnapshotReader(
+                engine,
+                self.limits,
+                RUN_TYPES,
+                half_life_micros=self.half_life_micros,
+                recheck_seconds=0.0,
+                growing_pools=self._growing_pools,
+            )
             reading = await reader.read()
             async with engine.connect() as connection:
                 run_times = await read_run_times(connection)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from control_plane.capacity.largest import Demand, LargestNodesReader
+from control_plane.settings import GrowingPool
 
 MIXED = [("cpu", 4, 2), ("h100", 8, 3), ("b200", None, 5)]
 """Kind, accelerators of the largest node that is not spot, and how many such nodes."""
@@ -60,7 +61,7 @@ async def test_a_refusal_has_the_field_and_the_number(demand: Demand, field: str
 async def test_it_is_read_once_a_second_and_before_every_refusal() -> None:
     seconds = 100.0
     database = Database([("h100", 8, 1)])
-    reader = LargestNodesReader(lambda: seconds)
+    reader = LargestNodesReader(clock=lambda: seconds)
     for _ in range(3):
         await reader.read(database, [Demand("h100", 8)])
     assert database.reads == 1
@@ -70,3 +71,30 @@ async def test_it_is_read_once_a_second_and_before_every_refusal() -> None:
     seconds += 1.5
     await reader.read(database, [Demand("h100", 8)])
     assert database.reads == 3
+
+
+GROWING = [
+    GrowingPool(name="big", accelerator_kind="h200", accelerators=16, nodes_max=4),
+    GrowingPool(name="more", accelerator_kind="h100", accelerators=4, nodes_max=2),
+    GrowingPool(name="b200-spot", accelerator_kind="b200", accelerators=8, nodes_max=2, spot=True),
+]
+
+
+@pytest.mark.parametrize(
+    ("demand", "held"),
+    [
+        (Demand("h200", 16), True),
+        (Demand("h200", 17), False),
+        (Demand("any", 16), True),
+        (Demand("h100", 8), True),
+        (Demand("b200", 1), False),
+        (Demand("tpu", 1), False),
+    ],
+)
+async def test_a_node_that_may_come_holds_it_too(demand: Demand, held: bool) -> None:
+    reader = LargestNodesReader(GROWING)
+    assert (await reader.read(Database(MIXED), [demand])).holds(demand) is held
+
+
+async def test_pools_that_grow_refuse_nothing_while_no_node_is_known() -> None:
+    assert (await LargestNodesReader(GROWING).read(Database([]), [Demand("tpu", 64)])).holds(Demand("tpu", 64))
