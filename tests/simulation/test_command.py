@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from scheduler.simulation.scenario import names
 from tests.simulation.simulated import SMALL, jobs, scenario
 
 PNG = b"\x89PNG\r\n\x1a\n"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/explanation/simulation.md"
 SETS = [part for override in SMALL["gang_reclaim"] for part in ("--set", override)]
 
 
@@ -108,3 +113,22 @@ def test_spans_are_for_people() -> None:
         "6.67 min",
         "2.5 h",
     ]
+
+
+def test_the_commands_of_the_page_work_as_they_stand_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for their size: a scenario runs with fewer jobs than it has."""
+    text = PAGE.read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines]
+    assert len(commands) >= 5
+    monkeypatch.chdir(tmp_path)
+    # The reader's own file.
+    shutil.copy(ROOT / "scheduler/simulation/scenarios/kai_fill.yaml", "my_cluster.yaml")
+    for python, option, module, *words in commands:
+        assert [python, option, module] == ["python", "-m", "scheduler.simulation"]
+        fewer = SMALL["kai_fill" if words[1:2] == ["my_cluster.yaml"] else words[1]] if words[0] == "run" else []
+        code, out, err = _invoke(*words, *(part for each in fewer for part in ("--set", each)))
+        assert code == 0, (words, err)
+        if "--json" in words:
+            assert Results.model_validate_json(out).finished
+    assert Path("shares.png").read_bytes().startswith(PNG)
