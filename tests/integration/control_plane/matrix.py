@@ -521,7 +521,9 @@ class Stage:
             job_id=scene.job_id,
         )
         await sql("INSERT INTO queue_nodes (kind, name) VALUES ('TEAM', :node)", node=scene.node)
-        await sql(BUDGET, kind="TEAM", scope=scene.node)
+        # A team that has one is not deleted.
+        if row.rpc != "QuotaService/DeleteQuota":
+            await sql(BUDGET, kind="TEAM", scope=scene.node)
         match row.rpc:
             case "QuotaService/DeletePrice":
                 await sql(
