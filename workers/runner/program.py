@@ -25,6 +25,7 @@ from workers.runner.events import EventWriter
 from workers.runner.exit_codes import ExitCode, exit_code_of
 from workers.runner.failures import PreemptedError, RunnerError
 from workers.runner.files import write_atomically
+from workers.runner.rank import rank_of_this_process
 from workers.runner.specs import RESULT_NAME, Preemption, ResultFile, RunnerSpec
 from workers.workflows.contracts import JobFailure
 
@@ -71,7 +72,9 @@ def run(program: str, spec_type: type[SpecT], body: str) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda _signum, _frame: context.stop.set())
     spec.output_dir.mkdir(parents=True, exist_ok=True)
-    (spec.output_dir / RESULT_NAME).unlink(missing_ok=True)
+    speaks = rank_of_this_process() == 0
+    if speaks:
+        (spec.output_dir / RESULT_NAME).unlink(missing_ok=True)
     provider = telemetry.configure(
         "headway-runner",
         os.environ.get("HEADWAY_OTLP_TRACES_URL") or None,
@@ -80,7 +83,8 @@ def run(program: str, spec_type: type[SpecT], body: str) -> int:
     try:
         result, code = _traced(program, body, context, spec)
         content = result.model_dump_json(exclude_none=True)
-        write_atomically(spec.output_dir / RESULT_NAME, content.encode())
+        if speaks:
+            write_atomically(spec.output_dir / RESULT_NAME, content.encode())
     finally:
         context.events.close()
         provider.shutdown()

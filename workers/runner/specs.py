@@ -104,6 +104,9 @@ class TrainSpec(RunnerSpec):
     training: TrainingSpec | StageTraining
     threads: int = Field(ge=1, le=1_024)
     """Threads of matrix products. On CPU the result is a function of it, to the last bit."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes on this machine that share the model (FSDP2) and the passes of a step, one for each GPU if there are any.
+    `training.gradient_accumulation` is then a multiple of it. Started by torchrun instead, as many as it says."""
     resume_from: Path | None = None
     """A checkpoint directory of the same run, verified before use."""
     max_run_seconds: float = Field(gt=0.0)

@@ -37,6 +37,7 @@ from workers.runner.models.adapters import (
     trainable,
 )
 from workers.runner.models.loading import load_base_model
+from workers.runner.models.sharding import assign, whole
 
 _SHARD_BYTES = 5_000_000_000
 _INDEX_NAME = "model.safetensors.index.json"
@@ -145,7 +146,7 @@ class FullAdaptation(Adaptation):
 
     @override
     def tensors(self) -> dict[str, Tensor]:
-        return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self.parameters().items()}
+        return {name: whole(weight.detach()).to("cpu", copy=True).contiguous() for name, weight in self.parameters().items()}
 
     @override
     def save(self, folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -172,8 +173,7 @@ class FullAdaptation(Adaptation):
                 expected = left.pop(name, None)
                 if expected is None or expected.shape != value.shape:
                     raise _foreign(path.name)
-                with torch.no_grad():
-                    expected.copy_(value)
+                assign(expected, value)
         if left:
             raise _foreign("model.safetensors")
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from control_plane.jobs.spec import LoraSpec
 from control_plane.jobs.states import FailureKind
 from workers.runner.failures import RunnerError
+from workers.runner.models.sharding import assign, whole
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -55,7 +56,7 @@ def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     """A copy of the adapter's weights on the CPU, under the names they are saved with."""
     tensors: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return {name: whole(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def adapter_config(model: PeftModel) -> dict[str, Any]:
@@ -78,10 +79,12 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
         RunnerError: INTEGRITY if the saved adapter is of another shape.
     """
     saved = load_file(folder / WEIGHTS_NAME)
-    expected = {name: tensor.shape for name, tensor in adapter_tensors(model).items()}
-    if {name: tensor.shape for name, tensor in saved.items()} != expected:
+    # Views of the adapter's parameters, by the names they are saved with.
+    current: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if {name: tensor.shape for name, tensor in saved.items()} != {name: tensor.shape for name, tensor in current.items()}:
         raise RunnerError(FailureKind.INTEGRITY, f"{WEIGHTS_NAME}: expected the tensors of this job's adapter, found others")
-    set_peft_model_state_dict(model, saved)
+    for name, tensor in current.items():
+        assign(tensor, saved[name])
 
 
 def load_adapted(model: Any, folder: Path) -> PeftModel:

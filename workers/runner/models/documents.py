@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from workers.runner.data.tokenized import TokenizedRow
+from workers.runner.models.sharding import through
 
 ATTENTION = "headway_documents"
 
@@ -84,16 +85,28 @@ def document_losses(model: Any, documents: Documents) -> Tensor:
 
 def token_losses(model: Any, documents: Documents) -> Tensor:
     """Negative log-likelihood of each target, in nats: (M,), fp32. Arguments as of `document_losses`."""
-    hidden = hidden_states(model, documents)[documents.sources]
+    return through(model, _token_losses, documents)
+
+
+def _token_losses(model: Any, documents: Documents) -> Tensor:
+    hidden = _hidden_states(model, documents)[documents.sources]
     return chunked_cross_entropy(model.lm_head, hidden, documents.targets)
 
 
 def hidden_states(model: Any, documents: Documents) -> Tensor:
     """The last layer's output at every place: (T, hidden size). Arguments as of `document_losses`."""
+    return through(model, _hidden_states, documents)
+
+
+def _hidden_states(model: Any, documents: Documents) -> Tensor:
     output = model.model(
         input_ids=documents.tokens, position_ids=documents.positions, use_cache=False, document_ends=documents.ends
     )
     return output.last_hidden_state[0]
+
+
+MODEL_FUNCTIONS = (_token_losses, _hidden_states)
+"""What is done with a model here other than by calling it."""
 
 
 def chunked_cross_entropy(head: Any, hidden: Tensor, targets: Tensor, chunk: int = CHUNK_TARGETS) -> Tensor:

@@ -34,7 +34,9 @@ from workers.runner.files import atomic_directory
 from workers.runner.models.adaptation import Adaptation
 from workers.runner.models.contents import check_checkpoint
 from workers.runner.models.scoring_head import HEAD_NAME
+from workers.runner.models.sharding import like, whole
 from workers.runner.training.objective import Objective
+from workers.runner.training.ranks import Ranks
 from workers.runner.training.state import RunState, random_state, restore_random_state
 
 _BEST_NAME = "best"
@@ -104,15 +106,24 @@ def snapshot(
     parameters: Mapping[str, Parameter],
     state: RunState,
     best: Weights | None,
+    ranks: Ranks,
 ) -> Snapshot:
-    """Copies the run as it stands. parameters: those that the optimizer moves, by name. best: as in `Snapshot`."""
+    """Copies the run as it stands. Every rank.
+
+    Args:
+        adaptation, objective, optimizer: the run's.
+        parameters: those that the optimizer moves, by name.
+        state: as in `Snapshot`.
+        best: as in `Snapshot`.
+        ranks: whose random states are kept.
+    """
     moments = {
-        f"{key}.{name}": value.detach().to("cpu", copy=True)
+        f"{key}.{name}": whole(value.detach()).to("cpu", copy=True)
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
     weights = Weights.of(adaptation, objective)
-    return Snapshot(adaptation, state, weights, best, moments, objective.tensors(), random_state())
+    return Snapshot(adaptation, state, weights, best, moments, objective.tensors(), _random_states(ranks))
 
 
 def write_checkpoint(target: Path, content: Snapshot) -> None:
@@ -151,6 +162,7 @@ def restore(
     objective: Objective[Any],
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, Parameter],
+    ranks: Ranks,
 ) -> Weights | None:
     """Puts a verified checkpoint back into weights, objective, optimizer and random state; returns the best, as in `Snapshot`.
 
@@ -166,13 +178,29 @@ def restore(
             kind = key.removesuffix(suffix)
             value = moments.pop(key)
             # AdamW keeps its step counts on the CPU, its moments beside the weights.
-            optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+            optimizer.state[parameter][kind] = value if kind == "step" else like(value, parameter)
     if moments:
         raise _foreign(_OPTIMIZER_NAME, "the moments of what this job trains")
     kept = folder / _OBJECTIVE_NAME
     objective.restore(load_file(kept) if kept.is_file() else {})
-    restore_random_state(load_file(folder / _RNG_NAME))
+    _restore_random_state(load_file(folder / _RNG_NAME), ranks)
     return Weights.load(folder / _BEST_NAME, adaptation) if (folder / _BEST_NAME).is_dir() else None
+
+
+def _random_states(ranks: Ranks) -> dict[str, Tensor]:
+    states = ranks.gather(random_state())
+    return {_of_rank(rank, name): value for rank, state in enumerate(states) for name, value in state.items()}
+
+
+def _restore_random_state(saved: Mapping[str, Tensor], ranks: Ranks) -> None:
+    # A rank that there was not before keeps the state that it was given at the start.
+    mine = {name: saved[_of_rank(ranks.rank, name)] for name in random_state() if _of_rank(ranks.rank, name) in saved}
+    if mine:
+        restore_random_state(mine)
+
+
+def _of_rank(rank: int, name: str) -> str:
+    return f"rank{rank}.{name}" if rank else name
 
 
 def _restore_heads(folder: Path, heads: Mapping[str, Parameter]) -> None:
@@ -194,9 +222,16 @@ def _foreign(name: str, expected: str) -> RunnerError:
 
 
 class CheckpointWriter:
-    """Writes checkpoints off the training thread, one at a time, and reports each once it is complete."""
+    """Writes checkpoints off the training thread, one at a time, and reports each once it is complete.
 
-    def __init__(self, output_dir: Path, events: EventWriter) -> None:
+    Args:
+        output_dir: the run's.
+        events: told of each.
+        writes: False in all processes of a run but one; they only know where it is.
+    """
+
+    def __init__(self, output_dir: Path, events: EventWriter, *, writes: bool) -> None:
+        self._writes = writes
         self._output_dir = output_dir
         self._events = events
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -206,7 +241,8 @@ class CheckpointWriter:
         """Begins to write; waits first for the one before, whose failure is raised here."""
         self.wait()
         path = checkpoint_path(self._output_dir, content.state.step)
-        self._pending = self._pool.submit(self._write, path, content, otel_context.get_current())
+        if self._writes:
+            self._pending = self._pool.submit(self._write, path, content, otel_context.get_current())
         return path
 
     def wait(self) -> None:

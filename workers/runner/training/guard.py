@@ -14,32 +14,28 @@ from workers.runner.training.objective import MicroBatch
 _MOST_NAMED_ROWS = 20
 
 
-class NumericGuard:
-    """Looks at every micro-batch's losses and every step's gradient before the optimizer sees them.
+def not_finite(row_losses: Tensor, batch: MicroBatch) -> list[int]:
+    """The lines of the rows whose loss is NaN or infinite."""
+    return [line for line, good in zip(batch.lines, row_losses.isfinite().tolist(), strict=True) if not good]
+
+
+def check_norm(norm: float, limit: float, step: int, batches: Sequence[MicroBatch]) -> None:
+    """Looks at the gradient's norm before the optimizer moves anything.
 
     Args:
-        max_norm: the largest gradient norm, before clipping, that is taken for learning rather than for an explosion.
+        norm: before clipping.
+        limit: the largest that is taken for learning rather than for an explosion.
+        step: counted from 1.
+        batches: the step's.
+
+    Raises:
+        RunnerError: NUMERIC, with the rows of the step, if the norm is not finite or above the limit.
     """
-
-    def __init__(self, max_norm: float) -> None:
-        self._max_norm = max_norm
-
-    def check_losses(self, row_losses: Tensor, step: int, batch: MicroBatch) -> None:
-        """Raises RunnerError: NUMERIC, with the rows whose loss is NaN or infinite."""
-        finite = row_losses.isfinite().tolist()
-        if not all(finite):
-            lines = [line for line, good in zip(batch.lines, finite, strict=True) if not good]
-            raise numeric_error("the loss is not finite", step, lines)
-
-    def check_norm(self, norm: float, step: int, batches: Sequence[MicroBatch]) -> None:
-        """Raises RunnerError: NUMERIC, with the rows of the step, if the gradient's norm is not finite or explodes."""
-        lines = [line for batch in batches for line in batch.lines]
-        if not math.isfinite(norm):
-            raise numeric_error(f"the gradient's norm is {norm}", step, lines)
-        if norm > self._max_norm:
-            raise numeric_error(
-                f"the gradient explodes: its norm is {norm:g}, expected at most {self._max_norm:g},", step, lines
-            )
+    lines = [line for batch in batches for line in batch.lines]
+    if not math.isfinite(norm):
+        raise numeric_error(f"the gradient's norm is {norm}", step, lines)
+    if norm > limit:
+        raise numeric_error(f"the gradient explodes: its norm is {norm:g}, expected at most {limit:g},", step, lines)
 
 
 def numeric_error(what: str, step: int, lines: Sequence[int]) -> RunnerError:

@@ -15,7 +15,16 @@ from workers.runner.specs import TrainSpec
 
 _LIBRARIES = ("numpy", "torch", "transformers", "peft", "safetensors")
 
-_NOT_IDENTITY = {"output_dir", "base_model_dir", "train_path", "eval_path", "threads", "resume_from", "max_run_seconds"}
+_NOT_IDENTITY = {
+    "output_dir",
+    "base_model_dir",
+    "train_path",
+    "eval_path",
+    "threads",
+    "processes",
+    "resume_from",
+    "max_run_seconds",
+}
 """Fields of the spec that say where and how long, not what; the files they name are hashed by content."""
 
 
@@ -31,11 +40,12 @@ def identity_of(spec: TrainSpec) -> dict[str, str]:
     }
 
 
-def environment_of(threads: int) -> dict[str, str]:
-    """What a result's last bits depend on besides: versions, processor, threads."""
+def environment_of(threads: int, processes: int) -> dict[str, str]:
+    """What a result's last bits depend on besides: versions, processor, threads, processes."""
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in _LIBRARIES},
         "device": torch.cuda.get_device_name() if device().type == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "threads": str(threads),
+        "processes": str(processes),
     }

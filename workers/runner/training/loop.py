@@ -27,11 +27,12 @@ def run(context: Context, spec: TrainSpec) -> TrainOk:
     with telemetry.tracer().start_as_current_span("runner.load"):
         trainer = _start(context, spec)
     trainer.begin()
-    writer = CheckpointWriter(spec.output_dir, context.events)
+    writer = CheckpointWriter(spec.output_dir, context.events, writes=trainer.ranks.rank == 0)
     try:
         return _train(context, spec, trainer, writer)
     finally:
         writer.close()
+        trainer.ranks.close()
 
 
 def _start(context: Context, spec: TrainSpec) -> Trainer:
@@ -52,7 +53,7 @@ def _train(context: Context, spec: TrainSpec, trainer: Trainer, writer: Checkpoi
     saved_step, saved = first_step, spec.resume_from
     seconds = 0.0
     while not trainer.finished:
-        exceeded = time.monotonic() - context.started >= spec.max_run_seconds
+        exceeded = trainer.ranks.any(time.monotonic() - context.started >= spec.max_run_seconds)
         took = None if exceeded else _advance(context, spec, trainer)
         step = trainer.state.step
         if took is None:
@@ -65,8 +66,10 @@ def _train(context: Context, spec: TrainSpec, trainer: Trainer, writer: Checkpoi
         if due and step > saved_step and not trainer.evaluation_due:
             saved_step, saved = step, writer.save(trainer.snapshot())
     writer.wait()
-    with atomic_directory(spec.output_dir / trainer.result_name) as folder:
-        trainer.save_result(folder)
+    result = trainer.result()
+    if trainer.ranks.rank == 0:
+        with atomic_directory(spec.output_dir / trainer.result_name) as folder:
+            trainer.save_result(folder, result)
     tokens = trainer.state.tokens_seen - first_tokens
     selection = None if spec.selection is None else trainer.state.selection
     return TrainOk(
@@ -81,7 +84,7 @@ def _train(context: Context, spec: TrainSpec, trainer: Trainer, writer: Checkpoi
 
 def _advance(context: Context, spec: TrainSpec, trainer: Trainer) -> float | None:
     """One optimizer step, or the evaluation that is due; returns the step's seconds, or None if asked to stop before."""
-    if context.stop.is_set():
+    if trainer.ranks.any(context.stop.is_set()):
         return None
     try:
         return _evaluate(context, spec, trainer) if trainer.evaluation_due else _step(context, spec, trainer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -33,7 +35,7 @@ def random_state() -> dict[str, Tensor]:
     return {"cpu": torch.get_rng_state(), **{f"cuda.{index}": value for index, value in enumerate(_cuda_states())}}
 
 
-def restore_random_state(state: dict[str, Tensor]) -> None:
+def restore_random_state(state: Mapping[str, Tensor]) -> None:
     """Puts back what `random_state` gave; a GPU that is not here is passed over."""
     torch.set_rng_state(state["cpu"])
     for index in range(len(_cuda_states())):

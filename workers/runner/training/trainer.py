@@ -17,13 +17,15 @@ from workers.runner.failures import PreemptedError, RunnerError
 from workers.runner.models.activations import checkpoint_activations
 from workers.runner.models.adaptation import adapt
 from workers.runner.models.loading import autocast, use_threads
+from workers.runner.models.sharding import whole
 from workers.runner.specs import TrainSpec
 from workers.runner.training.checkpoint import Snapshot, Weights, read_state, restore, snapshot
-from workers.runner.training.guard import NumericGuard
+from workers.runner.training.guard import check_norm, not_finite, numeric_error
 from workers.runner.training.identity import environment_of, identity_of
 from workers.runner.training.objective import Mean, Objective, Step
 from workers.runner.training.objectives import objective_of
 from workers.runner.training.order import learning_rate
+from workers.runner.training.ranks import Ranks
 from workers.runner.training.state import RunState, random_state, restore_random_state
 
 
@@ -49,6 +51,7 @@ class Trainer:
 
     def __init__(self, spec: TrainSpec, stop: threading.Event | None = None) -> None:
         use_threads(spec.threads)
+        self.ranks = Ranks()
         self._spec = spec.training
         self._selection = spec.selection
         self._best: Weights | None = None
@@ -56,17 +59,24 @@ class Trainer:
         self._adaptation = adapt(spec.base_model_dir, spec.adaptation, spec.training.seed)
         checkpoint_activations(self._adaptation.model, spec.activation_checkpointing)
         self._adaptation.model.train()
-        self._objective: Objective[Any] = objective_of(spec, self._adaptation, stop or threading.Event())
+        # What one process does between two steps, all do; so they are not stopped there one by one.
+        stop = stop if stop is not None and self.ranks.count == 1 else threading.Event()
+        self._objective: Objective[Any] = objective_of(spec, self._adaptation, stop)
+        if self.ranks.count > 1 and self._objective.heads():
+            raise RunnerError(
+                FailureKind.USER_ERROR, f"{spec.method.name} trains a head, which one process alone can do; set processes to 1"
+            )
+        self.ranks.share(self._adaptation, spec.training.gradient_accumulation, spec.training.seed)
         self._parameters = _trained(self._adaptation.parameters(), self._objective.heads())
         self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=0.0, weight_decay=spec.training.weight_decay)
-        self._guard = NumericGuard(spec.training.max_grad_norm * spec.max_norm_ratio)
+        self._max_norm = spec.training.max_grad_norm * spec.max_norm_ratio
         self.state = RunState(
             step=0,
             position=0,
             tokens_seen=0,
             loss=0.0,
             identity=identity_of(spec),
-            environment=environment_of(spec.threads),
+            environment=environment_of(spec.threads, self.ranks.count),
         )
 
     @property
@@ -93,7 +103,7 @@ class Trainer:
                     f"checkpoint {checkpoint.name} is of another run: expected {name} {expected}, "
                     f"found {saved.identity.get(name)}",
                 )
-        self._best = restore(checkpoint, self._adaptation, self._objective, self._optimizer, self._parameters)
+        self._best = restore(checkpoint, self._adaptation, self._objective, self._optimizer, self._parameters, self.ranks)
         if saved.step and saved.selection.best_step == saved.step:
             self._best = Weights.of(self._adaptation, self._objective)
         self._resumed = True
@@ -115,13 +125,17 @@ class Trainer:
             self._objective.begin()
 
     def snapshot(self) -> Snapshot:
-        """A copy of the run as it stands."""
+        """A copy of the run as it stands. Every rank."""
         best = None if self.state.selection.best_step == self.state.step else self._best
-        return snapshot(self._adaptation, self._objective, self._optimizer, self._parameters, self.state, best)
+        return snapshot(self._adaptation, self._objective, self._optimizer, self._parameters, self.state, best, self.ranks)
 
-    def save_result(self, folder: Path) -> None:
-        """Writes what was trained: the best of the evaluated steps where they select, else as it stands."""
-        (self._best or Weights.of(self._adaptation, self._objective)).release(folder, self._adaptation)
+    def result(self) -> Weights:
+        """What was trained: the best of the evaluated steps where they select, else as it stands. Every rank."""
+        return self._best or Weights.of(self._adaptation, self._objective)
+
+    def save_result(self, folder: Path, result: Weights) -> None:
+        """Writes what `result` gave."""
+        result.release(folder, self._adaptation)
 
     @property
     def finished(self) -> bool:
@@ -174,8 +188,8 @@ class Trainer:
         spec, state = self._spec, self.state
         step = self._deal()
         loss, metrics = self._accumulate(step)
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), spec.max_grad_norm))
-        self._guard.check_norm(norm, state.step + 1, step.batches)
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self._parameters.values(), spec.max_grad_norm)))
+        check_norm(norm, self._max_norm, state.step + 1, step.batches)
         rate = learning_rate(spec, state.step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -206,15 +220,26 @@ class Trainer:
         """Adds up the gradient of the step's loss."""
         loss = 0.0
         metrics: dict[str, Mean] = {}
-        for batch in step.batches:
+        for batch in self.ranks.mine(step.batches):
             with autocast():
                 found = self._objective.loss(batch)
-            self._guard.check_losses(found.row_losses, self.state.step + 1, batch)
-            found.loss.backward()
+            lines = [line for part in self.ranks.gather(not_finite(found.row_losses, batch)) for line in part]
+            if lines:
+                raise numeric_error("the loss is not finite", self.state.step + 1, lines)
+            # Sharded gradients are averaged over the processes, and a step's loss is a sum.
+            (found.loss * self.ranks.count).backward()
             loss += found.loss.item()
             for name, mean in found.metrics.items():
                 metrics[name] = metrics.get(name, Mean(0.0, 0.0)) + mean
-        return loss, metrics
+        return self._together(loss, metrics)
+
+    def _together(self, loss: float, metrics: dict[str, Mean]) -> tuple[float, dict[str, Mean]]:
+        parts = self.ranks.gather((loss, metrics))
+        if len(parts) == 1:
+            return parts[0]
+        names = dict.fromkeys(name for _, part in parts for name in part)
+        none = Mean(0.0, 0.0)
+        return sum(part for part, _ in parts), {name: sum((part.get(name, none) for _, part in parts), none) for name in names}
 
 
 def _trained(model: Mapping[str, Parameter], heads: Mapping[str, Parameter]) -> dict[str, Parameter]:
