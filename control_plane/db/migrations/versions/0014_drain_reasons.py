@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0011_gov_drain"
-down_revision = "0011_gov"
+revision = "0014"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 
