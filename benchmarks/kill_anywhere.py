@@ -34,7 +34,6 @@ from workers.gpu.agent.spec import RESULT_NAME, AgentResult, AgentSpec, TrainSta
 from workers.stored_files import read_file_set
 from workers.workflows import contracts as c
 
-_STEPS = 24
 # More kills of one job than this are no test of anything but patience.
 _KILLS_PER_JOB = 6
 _TAKEN_APART_SECONDS = 5.0
@@ -96,19 +95,23 @@ class Tally:
 class Job:
     """One job from its first attempt to its end, as its workflow and the scheduler would drive it."""
 
-    def __init__(self, world: World, name: str, job_id: uuid.UUID, rng: random.Random, kills: Sequence[float]) -> None:
+    def __init__(
+        self, world: World, name: str, job_id: uuid.UUID, rng: random.Random, kills: Sequence[float], steps: int
+    ) -> None:
         """Args:
         world: what it runs on.
         name: its variant's.
         job_id: in state RUNNING.
         rng: decides who is killed.
         kills: after how many seconds of an attempt, one after the other; one that comes too late for its attempt is spent.
+        steps: optimizer steps of the whole training.
         """
         self._world = world
         self._name = name
         self._id = job_id
         self._rng = rng
         self._kills = list(kills)
+        self._steps = steps
         self._attempt = 0
         self.places: Counter[str] = Counter()
         """What the job was at when it was killed, and how often."""
@@ -134,7 +137,7 @@ class Job:
     async def _run(self, phase: c.LeasedPhase, trained: c.TrainedModel | None) -> AgentResult | None:
         """One attempt; None if it was killed."""
         self._attempt += 1
-        training = {"steps": _STEPS, "micro_batch_size": 4, "gradient_accumulation": 2, "checkpoint_every_steps": 3}
+        training = {"steps": self._steps, "micro_batch_size": 4, "gradient_accumulation": 2, "checkpoint_every_steps": 3}
         stage = TrainStage.model_validate({"training": training, **VARIANTS[self._name].stage})
         spec = await self._world.attempt(self._id, self._attempt, phase, self._name, stage, trained)
         agent = await self._world.start(spec)
@@ -218,7 +221,9 @@ def _out_of_order(records: Sequence[log_record_pb2.LogRecord]) -> list[str]:
     ]
 
 
-async def campaign(world: World, names: Sequence[str], kills: int, seed: int = 0) -> tuple[Tally, Mapping[str, float]]:
+async def campaign(
+    world: World, names: Sequence[str], kills: int, *, steps: int = 24, seed: int = 0
+) -> tuple[Tally, Mapping[str, float]]:
     """Runs each variant undisturbed, then all of them in turn until so many kills have hit; two jobs at a time.
 
     Returns:
@@ -231,13 +236,13 @@ async def campaign(world: World, names: Sequence[str], kills: int, seed: int = 0
     async def undisturbed(name: str) -> None:
         began = time.monotonic()
         job_id = await world.new_job()
-        expected[name] = await Job(world, name, job_id, random.Random(seed), ()).finish()  # noqa: S311 - not a secret
+        expected[name] = await Job(world, name, job_id, random.Random(seed), (), steps).finish()  # noqa: S311 - not a secret
         seconds[name] = time.monotonic() - began
 
     async def disturbed(name: str, rng: random.Random) -> None:
         job_id = await world.new_job()
         instants = [rng.uniform(0.0, seconds[name]) for _ in range(_KILLS_PER_JOB)]
-        job = Job(world, name, job_id, rng, instants)
+        job = Job(world, name, job_id, rng, instants, steps)
         weights = await job.finish()
         tally.runs += 1
         tally.places += job.places
