@@ -13,7 +13,7 @@ from headway.quotas.v1 import quota_service_pb2 as quotas
 from headway.quotas.v1.quota_service_pb2_grpc import QuotaServiceStub
 from headway.scheduler.v1 import scheduler_service_pb2 as scheduler
 from headway.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
-from headway_client import requests
+from headway_client import requests, scheduling_requests
 from headway_client.aio.calls import Calls
 from headway_client.arguments import build
 
@@ -58,7 +58,7 @@ class SchedulingCalls(Calls):
         request_id: str | None = None,
     ) -> quotas.Quota:
         """Sets all of the quota of a node of the tree; `max_accelerators` is, by pool, the most that it may hold at once."""
-        request = requests.set_quota(
+        request = scheduling_requests.set_quota(
             project,
             max_accelerators,
             team=team,
@@ -147,7 +147,7 @@ class SchedulingCalls(Calls):
         count: int = 0,
     ) -> scheduler.SimulateResponse:
         """What would become of jobs that are submitted now. Nothing is submitted."""
-        request = requests.simulate_submission(project, shape, priority, max_run_seconds, count)
+        request = scheduling_requests.simulate_submission(project, shape, priority, max_run_seconds, count)
         return await self._unary(self._scheduler.Simulate, request)
 
     async def simulate_quota(self, quota: quotas.Quota) -> scheduler.SimulateResponse:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from headway.quotas.v1 import budget_pb2, ledger_pb2, price_pb2
 from headway.quotas.v1.quota_service_pb2_grpc import QuotaServiceStub
-from headway_client import requests
+from headway_client import requests, scheduling_requests
 from headway_client.aio.calls import Calls
 from headway_client.arguments import build
 
@@ -66,7 +66,7 @@ class SpendingCalls(Calls):
         request_id: str | None = None,
     ) -> price_pb2.Price:
         """Adds a price of an accelerator-hour, from now on or from a time on."""
-        request = requests.set_price(accelerator_kind, micros_per_hour, spot, start_time, request_id)
+        request = scheduling_requests.set_price(accelerator_kind, micros_per_hour, spot, start_time, request_id)
         return (await self._unary(self._spending.SetPrice, request)).price
 
     async def list_prices(self) -> AsyncIterator[price_pb2.Price]:
@@ -79,7 +79,9 @@ class SpendingCalls(Calls):
         self, accelerator_kind: str, start_time: datetime, *, spot: bool = False, request_id: str | None = None
     ) -> None:
         """Takes back a price that has not come into force."""
-        await self._unary(self._spending.DeletePrice, requests.delete_price(accelerator_kind, start_time, spot, request_id))
+        await self._unary(
+            self._spending.DeletePrice, scheduling_requests.delete_price(accelerator_kind, start_time, spot, request_id)
+        )
 
     async def list_ledger_entries(
         self, project: str = "", *, team: str = "", organisation: bool = False
@@ -100,4 +102,6 @@ class SpendingCalls(Calls):
         format: ledger_pb2.ReportFormat.ValueType = ledger_pb2.REPORT_FORMAT_UNSPECIFIED,  # noqa: A002 - the contract's name
     ) -> ledger_pb2.GetReportResponse:
         """What leases granted in a stretch of time were charged."""
-        return await self._unary(self._spending.GetReport, requests.get_report(start_time, end_time, project, by, format))
+        return await self._unary(
+            self._spending.GetReport, scheduling_requests.get_report(start_time, end_time, project, by, format)
+        )

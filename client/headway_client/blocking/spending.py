@@ -8,7 +8,7 @@ from functools import cached_property
 
 from headway.quotas.v1 import budget_pb2, ledger_pb2, price_pb2
 from headway.quotas.v1.quota_service_pb2_grpc import QuotaServiceStub
-from headway_client import requests
+from headway_client import requests, scheduling_requests
 from headway_client.arguments import build
 from headway_client.blocking.calls import Calls
 
@@ -59,7 +59,7 @@ class SpendingCalls(Calls):
         request_id: str | None = None,
     ) -> price_pb2.Price:
         """Adds a price of an accelerator-hour, from now on or from a time on."""
-        request = requests.set_price(accelerator_kind, micros_per_hour, spot, start_time, request_id)
+        request = scheduling_requests.set_price(accelerator_kind, micros_per_hour, spot, start_time, request_id)
         return self._unary(self._spending.SetPrice, request).price
 
     def list_prices(self) -> Iterator[price_pb2.Price]:
@@ -71,7 +71,9 @@ class SpendingCalls(Calls):
         self, accelerator_kind: str, start_time: datetime, *, spot: bool = False, request_id: str | None = None
     ) -> None:
         """Takes back a price that has not come into force."""
-        self._unary(self._spending.DeletePrice, requests.delete_price(accelerator_kind, start_time, spot, request_id))
+        self._unary(
+            self._spending.DeletePrice, scheduling_requests.delete_price(accelerator_kind, start_time, spot, request_id)
+        )
 
     def list_ledger_entries(
         self, project: str = "", *, team: str = "", organisation: bool = False
@@ -91,4 +93,4 @@ class SpendingCalls(Calls):
         format: ledger_pb2.ReportFormat.ValueType = ledger_pb2.REPORT_FORMAT_UNSPECIFIED,  # noqa: A002 - the contract's name
     ) -> ledger_pb2.GetReportResponse:
         """What leases granted in a stretch of time were charged."""
-        return self._unary(self._spending.GetReport, requests.get_report(start_time, end_time, project, by, format))
+        return self._unary(self._spending.GetReport, scheduling_requests.get_report(start_time, end_time, project, by, format))

@@ -17,6 +17,7 @@ from headway_client.cli import (
     jobs,
     one_machine,
     organisation,
+    prices,
     quotas,
     scheduling,
     verbs,
@@ -67,7 +68,7 @@ def build(arguments: list[str]) -> typer.Typer:
     app.add_typer(capacity.nodes, name="nodes")
     app.add_typer(quotas.quota, name="quota")
     app.add_typer(budgets.budget, name="budget")
-    app.add_typer(budgets.price, name="price")
+    app.add_typer(prices.price, name="price")
     app.command()(scheduling.why)
     app.command()(scheduling.queue)
     app.add_typer(scheduling.simulate, name="simulate")

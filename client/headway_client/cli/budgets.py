@@ -1,14 +1,14 @@
-"""headway budget and headway price: what may be spent, what was, and what an accelerator-hour costs."""
+"""headway budget: what may be spent, and what was."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headway_client.cli.amounts import MICROS, moment, whole
 from headway_client.cli.failures import InputError
 from headway_client.cli.options import AsJson, RequestId
 from headway_client.cli.output import as_dict, print_facts, print_json, print_table
@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from headway.quotas.v1.ledger_pb2 import ReportRow
 
 budget = typer.Typer(no_args_is_help=True, help="What projects, teams and the organisation may spend, and what they did.")
-price = typer.Typer(no_args_is_help=True, help="What an accelerator-hour costs.")
 
-Kind = Annotated[str, typer.Argument(metavar="KIND", help="Of accelerator, such as h200.", show_default=False)]
-Spot = Annotated[bool, typer.Option("--spot", help="Of spot capacity.")]
-_MICROS, _HOUR_MS = 1_000_000, 3_600_000
+_HOUR_MS = 3_600_000
 
 
 @budget.command("set")
@@ -62,8 +59,8 @@ def budget_set(
     wanted = pb.Budget(
         **named_node([project] if project else [], team, organisation),
         period=_number(pb.BudgetPeriod, "BUDGET_PERIOD_", period, "--period"),
-        start_time=timestamp("--from", _moment(start, "--from")),
-        end_time=timestamp("--until", _moment(end, "--until")),
+        start_time=timestamp("--from", moment(start, "--from")),
+        end_time=timestamp("--until", moment(end, "--until")),
         hard_limit=_limit(money, gpu_hours, "--money", "--gpu-hours"),
         soft_limit=_limit(soft_money, soft_gpu_hours, "--soft-money", "--soft-gpu-hours"),
         at_hard_limit=_number(pb.AtHardLimit, "AT_HARD_LIMIT_", at_limit, "--at-limit"),
@@ -205,11 +202,11 @@ def budget_report(
 
     names = by or ["project"]
     now = datetime.now(UTC)
-    first = _moment(start, "--from") or now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    first = moment(start, "--from") or now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     dimensions = [_number(pb.ReportDimension, "REPORT_DIMENSION_", name, "--by") for name in names]
     written = pb.REPORT_FORMAT_CSV if as_csv else pb.REPORT_FORMAT_JSON if as_json else pb.REPORT_FORMAT_UNSPECIFIED
     with connected() as client:
-        found = client.get_report(first, _moment(end, "--until") or now, project=project, by=dimensions, format=written)
+        found = client.get_report(first, moment(end, "--until") or now, project=project, by=dimensions, format=written)
     if found.text:
         print(found.text.rstrip("\r\n"))
         return
@@ -219,123 +216,15 @@ def budget_report(
     print_table(header, rows, "")
 
 
-@price.command("set")
-@connecting
-def price_set(
-    kind: Kind,
-    per_hour: Annotated[str, typer.Argument(metavar="AMOUNT", help="Of the currency, such as 3.60.", show_default=False)],
-    spot: Spot = False,
-    start: Annotated[str, typer.Option("--from", metavar="TIME", help="From when on. Default: now.")] = "",
-    request_id: RequestId = None,
-    as_json: AsJson = False,
-) -> None:
-    """Sets what an accelerator-hour costs, from now on or from a time on.
-
-    \b
-    Examples:
-      headway price set h200 3.60
-      headway price set h200 1.20 --spot
-    """
-    micros = _whole(per_hour, _MICROS, "AMOUNT")
-    with connected(span="headway price set") as client:
-        stored = client.set_price(kind, micros, spot=spot, start_time=_moment(start, "--from"), request_id=request_id)
-    if as_json:
-        print_json({"price": as_dict(stored)})
-        return
-    from headway_client.text import local_time
-
-    since = local_time(stored.start_time, with_date=True)
-    print(f"{kind}{' on spot' if spot else ''} costs {_exact(micros)} {stored.currency} an hour from {since}")
-
-
-@price.command("list")
-@connecting
-def price_list(as_json: AsJson = False) -> None:
-    """Lists all prices, past and future ones too.
-
-    \b
-    Examples:
-      headway price list
-    """
-    with connected() as client:
-        found = list(client.list_prices())
-    if as_json:
-        print_json({"prices": [as_dict(one) for one in found]})
-        return
-    rows = [
-        (
-            one.accelerator_kind,
-            "yes" if one.spot else "no",
-            f"{_exact(one.micros_per_hour)} {one.currency}",
-            one.start_time.ToJsonString(),
-            "yes" if one.in_force else "no",
-            one.setter,
-        )
-        for one in found
-    ]
-    print_table(("KIND", "SPOT", "AN HOUR", "FROM", "IN FORCE", "SET BY"), rows, "no prices are set: nothing costs money")
-
-
-@price.command("delete")
-@connecting
-def price_delete(
-    kind: Kind,
-    start: Annotated[str, typer.Argument(metavar="TIME", help="From when on it would hold.", show_default=False)],
-    spot: Spot = False,
-    request_id: RequestId = None,
-    as_json: AsJson = False,
-) -> None:
-    """Takes back a price that has not come into force.
-
-    \b
-    Examples:
-      headway price delete h200 2030-01-01
-    """
-    moment = _moment(start, "TIME")
-    if moment is None:
-        raise InputError("TIME: is empty; expected such as 2030-01-01")
-    with connected(span="headway price delete") as client:
-        client.delete_price(kind, moment, spot=spot, request_id=request_id)
-    if as_json:
-        print_json({})
-    else:
-        print(f"the price of {kind} from {moment.isoformat()} will not come into force")
-
-
-def _whole(text: str, unit: int, option: str) -> int:
-    """A decimal number as a whole number of parts of its unit.
-
-    Raises:
-        InputError: it is no number, or finer than the parts.
-    """
-    try:
-        parts = Decimal(text) * unit
-        if parts == parts.to_integral_value():
-            return int(parts)
-    except (InvalidOperation, OverflowError, ValueError):
-        pass
-    raise InputError(f"{option}: {text} is no amount; expected a number such as 1000.50, in steps of 1/{unit}")
-
-
 def _limit(money: str, gpu_hours: str, money_option: str, hours_option: str) -> SpendingLimit | None:
     from headway.quotas.v1.budget_pb2 import SpendingLimit
 
     if not money and not gpu_hours:
         return None
     return SpendingLimit(
-        micros=_whole(money, _MICROS, money_option) if money else None,
-        accelerator_ms=_whole(gpu_hours, _HOUR_MS, hours_option) if gpu_hours else None,
+        micros=whole(money, MICROS, money_option) if money else None,
+        accelerator_ms=whole(gpu_hours, _HOUR_MS, hours_option) if gpu_hours else None,
     )
-
-
-def _moment(text: str, option: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(f"{option}: {text} is no time; expected such as 2030-01-01 or 2030-01-01T12:00:00Z") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _number(enum: Any, prefix: str, word: str, option: str) -> Any:
@@ -369,10 +258,6 @@ def _limit_words(limit: SpendingLimit) -> str:
 
     said = [money(limit.micros)] if limit.HasField("micros") else []
     return ", ".join([*said, f"{hours(limit.accelerator_ms)} h"] if limit.HasField("accelerator_ms") else said)
-
-
-def _exact(micros: int) -> str:
-    return f"{Decimal(micros) / _MICROS:f}"
 
 
 def _report_cells(row: ReportRow) -> tuple[object, ...]:
