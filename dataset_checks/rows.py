@@ -38,7 +38,7 @@ def layout_of(rows: Sequence[Mapping[str, Any]], row_format: RowFormat | None = 
     allowed = None if columns.open else frozenset((*columns.required, *columns.optional))
     whole = [row for row in rows if row.keys() >= set(columns.required)]
     sets = Counter(frozenset(row) if allowed is None else frozenset(allowed.intersection(row)) for row in whole)
-    names = sets.most_common(1)[0][0] if sets else frozenset(columns.required)
+    names = sets.most_common(1)[0][0] if sets else frozenset((*columns.required, *columns.optional))
     kinds = Counter(isinstance(row[columns.required[0]], list) for row in whole)
     conversational = row_format is not RowFormat.TEXT and (row_format is RowFormat.CHAT or kinds[True] > kinds[False])
     return Layout(row_format, names, conversational)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validat
 
 from control_plane.jobs.spec import Sha256Hex, StageTraining, TrainingSpec
 from control_plane.jobs.specs.rlhf import AdaptationSpec
+from dataset_checks.formats import RowFormat
 from workers.runner.methods import Kto, Method, Sft
 from workers.workflows.contracts import JobFailure, Sample
 
@@ -50,7 +51,9 @@ class PrepareSpec(RunnerSpec):
     """`prepare`: validate, tokenise and split a dataset into `<output_dir>/data/`."""
 
     dataset_path: Path
-    """JSONL, each row {"prompt": text, "completion": text}."""
+    """JSON lines, CSV or Parquet: see dataset_checks.formats."""
+    row_format: RowFormat | None = None
+    """What rows must be made of. None: prompts with completions, or messages."""
     base_model_dir: Path
     max_tokens: int = Field(ge=8)
     eval_fraction: float = Field(gt=0.0, le=0.5)

@@ -121,7 +121,7 @@ def test_exact_pairs_are_kept_once(base_model: Path, tmp_path: Path, context: Co
 @pytest.mark.parametrize(
     ("pairs", "code"),
     [
-        ([], "too_few_rows"),
+        ([], "empty_file"),
         (PAIRS[:7], "too_few_rows"),
         (PAIRS[:7] * 3, "too_few_rows"),
         ([(prompt, "Yes.") for prompt, _ in PAIRS], "nothing_to_evaluate"),
@@ -132,7 +132,7 @@ def test_rows_that_cannot_be_split_are_refused(
 ) -> None:
     (violation,) = _refused(context, _spec(tmp_path, base_model, pairs))
     assert (violation.code, violation.line, violation.path) == (code, 0, "")
-    assert "expected at least" in violation.message
+    assert "expected" in violation.message
 
 
 def test_equal_input_gives_equal_files(base_model: Path, tmp_path: Path, context: Context) -> None:

@@ -7,7 +7,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.runner.data.rows import Row
+from dataset_checks.fingerprints import content
+from workers.runner.data.examples import linking_texts
 from workers.runner.data.split import Splitter, normalised
 
 TEXTS = st.sampled_from([f"text {n}" for n in range(40)] + [f" TEXT  {n}" for n in range(40)])
@@ -16,8 +17,8 @@ PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=60)
 
 def _split(pairs: list[tuple[str, str]], fraction: float = 0.2, seed: int = 0) -> list[bool]:
     splitter = Splitter()
-    for line, (prompt, completion) in enumerate(pairs, 1):
-        splitter.add(Row(line, prompt, completion))
+    for pair in pairs:
+        splitter.add(pair)
     return splitter.split(fraction, seed)
 
 
@@ -59,11 +60,17 @@ def test_the_seed_decides() -> None:
     assert _split(pairs, 0.2, 3) == splits[3]
 
 
-def test_a_pair_is_new_once() -> None:
+def test_a_row_is_new_once() -> None:
     splitter = Splitter()
-    assert splitter.is_new(Row(1, "ab", "c"))
-    assert splitter.is_new(Row(2, "a", "bc"))
-    assert not splitter.is_new(Row(3, "ab", "c"))
+    assert splitter.is_new(content({"prompt": "ab", "completion": "c"}))
+    assert splitter.is_new(content({"prompt": "a", "completion": "bc"}))
+    assert not splitter.is_new(content({"completion": "c", "prompt": "ab"}))
+
+
+def test_conversations_are_linked_by_their_opening_and_their_answers() -> None:
+    turns = [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "Thanks"), ("assistant", "B")]
+    assert linking_texts({"messages": [{"role": role, "content": text} for role, text in turns]}) == ["Q", "A", "B"]
+    assert linking_texts({"prompt": "P", "chosen": "C", "rejected": "R", "label": True}) == ["P", "C", "R"]
 
 
 def test_case_width_and_white_space_do_not_make_another_text() -> None:

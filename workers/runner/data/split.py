@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-
-from workers.runner.data.rows import Row
+from collections.abc import Sequence
 
 
 def normalised(text: str) -> str:
@@ -24,8 +23,8 @@ class Splitter:
     def __init__(self) -> None:
         self._texts: dict[bytes, int] = {}
         self._parents: list[int] = []
-        self._pairs: set[bytes] = set()
-        self._rows: list[tuple[int, int]] = []
+        self._contents: set[bytes] = set()
+        self._rows: list[tuple[int, ...]] = []
         self._keys: list[bytes] = []
 
     @property
@@ -33,23 +32,24 @@ class Splitter:
         """Rows collected."""
         return len(self._rows)
 
-    def is_new(self, row: Row) -> bool:
-        """Whether the row's exact pair has not been seen before; notes it."""
-        key = _digest(f"{len(row.prompt)}:{row.prompt}{row.completion}")
-        if key in self._pairs:
+    def is_new(self, content: str) -> bool:
+        """Whether a row of exactly this content has not been seen before; notes it."""
+        key = _digest(content)
+        if key in self._contents:
             return False
-        self._pairs.add(key)
+        self._contents.add(key)
         return True
 
-    def add(self, row: Row) -> None:
-        """Collects a row; `split` answers in the order of these calls."""
-        question, answer = self._node(row.prompt), self._node(row.completion)
-        first, second = self._root(question), self._root(answer)
-        if first != second:
-            # The smaller key leads, so that the order of the rows has no say in a group's name.
-            leader, other = sorted((first, second), key=self._keys.__getitem__)
-            self._parents[other] = leader
-        self._rows.append((question, answer))
+    def add(self, texts: Sequence[str]) -> None:
+        """Collects a row by its texts, of which there is one at least; `split` answers in the order of these calls."""
+        nodes = tuple(self._node(text) for text in texts)
+        for node in nodes[1:]:
+            first, second = self._root(nodes[0]), self._root(node)
+            if first != second:
+                # The smaller key leads, so that the order of the rows has no say in a group's name.
+                leader, other = sorted((first, second), key=self._keys.__getitem__)
+                self._parents[other] = leader
+        self._rows.append(nodes)
 
     def split(self, eval_fraction: float, seed: int) -> list[bool]:
         """Whether each row is held out.
@@ -57,7 +57,7 @@ class Splitter:
         Groups are taken in an order drawn by `seed`; one that would exceed the share of held-out rows, at least two, is passed
         over, so a giant group always lands in training. The same rows in any order are split the same way.
         """
-        roots = [self._root(question) for question, _ in self._rows]
+        roots = [self._root(nodes[0]) for nodes in self._rows]
         sizes = Counter(roots)
         goal = max(2, round(eval_fraction * len(roots)))
         held_out: set[int] = set()
@@ -72,7 +72,7 @@ class Splitter:
 
     def largest_group(self) -> int:
         """Rows in the largest group."""
-        return max(Counter(self._root(question) for question, _ in self._rows).values(), default=0)
+        return max(Counter(self._root(nodes[0]) for nodes in self._rows).values(), default=0)
 
     def _node(self, text: str) -> int:
         key = _digest(normalised(text))
