@@ -19,6 +19,7 @@ from dataset_checks.formats import RowFormat
 from dataset_checks.reading import open_dataset
 from dataset_checks.validation import validate
 from tests.planted_faults import Planted, campaign, csv_campaign, words
+from tests.planted_files import FILES
 
 _ROWS, _QUICK_ROWS = 600_000, 100_000
 _SEEDS, _QUICK_SEEDS = 20, 2
@@ -89,6 +90,12 @@ def _campaigns(folder: Path, seeds: int) -> tuple[int, int, int, int]:
             reported += len(found)
             agreed += len(one.expected & set(found))
             codes.update(code for _, _, code in one.expected)
+    for name, (data, expected) in FILES.items():
+        found = _found(Planted(name, data, frozenset(expected), 0), folder)
+        planted += len(expected)
+        reported += len(found)
+        agreed += len(set(expected) & set(found))
+        codes.update(code for _, _, code in expected)
     return planted, reported, agreed, len(codes)
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import pickle
 import random
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from dataset_checks.faults import DEFAULT_LIMITS, Code, Fault, Limits
@@ -21,10 +15,9 @@ from dataset_checks.formats import FileFormat, RowFormat
 from dataset_checks.reading import open_dataset
 from dataset_checks.validation import Policy, validate
 from tests.planted_faults import campaign, csv_campaign, sound_row
+from tests.planted_files import FILES, JSONL, ROWS, parquet
 
-ROWS = [sound_row(RowFormat.PROMPT_COMPLETION, random.Random(seed)) for seed in range(30)]
-JSONL = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
-Found = list[tuple[int, str, Code]]
+Places = list[tuple[int, str, Code]]
 
 
 def _check(path: Path, data: bytes, policy: Policy = Policy(), **given: Any) -> list[Fault]:  # noqa: B008 - it is frozen
@@ -34,64 +27,8 @@ def _check(path: Path, data: bytes, policy: Policy = Policy(), **given: Any) -> 
     return found
 
 
-def _codes(found: list[Fault]) -> Found:
+def _codes(found: list[Fault]) -> Places:
     return [(fault.line, fault.pointer, fault.code) for fault in found]
-
-
-def _zip() -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as file:
-        file.writestr("rows.jsonl", JSONL)
-    return out.getvalue()
-
-
-def _parquet(rows: list[dict[str, Any]] = ROWS, **options: Any) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), out, **options)
-    return out.getvalue()
-
-
-WHOLE = _parquet()
-SUMMED = _parquet(write_page_checksum=True)
-FILES: dict[str, tuple[bytes, Found]] = {
-    "empty.jsonl": (b"", [(0, "", Code.EMPTY_FILE)]),
-    "blank.jsonl": (b"\n \n", [(0, "", Code.EMPTY_FILE)]),
-    "bom_only.jsonl": (b"\xef\xbb\xbf", [(0, "", Code.EMPTY_FILE)]),
-    "rows.jsonl.gz": (gzip.compress(JSONL), [(0, "", Code.COMPRESSED_FILE)]),
-    "gzip_named.jsonl": (gzip.compress(JSONL), [(0, "", Code.COMPRESSED_FILE)]),
-    "rows.zip": (_zip(), [(0, "", Code.COMPRESSED_FILE)]),
-    "pickled.jsonl": (pickle.dumps(ROWS), [(0, "", Code.BINARY_FILE)]),
-    "noise.jsonl": (random.Random(0).randbytes(50_000), [(0, "", Code.BINARY_FILE)]),
-    "utf16.jsonl": (JSONL.decode().encode("utf-16"), [(0, "", Code.UTF16_FILE)]),
-    "utf16le.jsonl": (JSONL.decode().encode("utf-16-le"), [(0, "", Code.UTF16_FILE)]),
-    "loader.py": (b"import datasets\n", [(0, "", Code.SCRIPT_FILE)]),
-    "shebang.jsonl": (b"#!/bin/sh\necho {}\n", [(0, "", Code.SCRIPT_FILE)]),
-    "bom.jsonl": (b"\xef\xbb\xbf" + JSONL, [(1, "", Code.BYTE_ORDER_MARK)]),
-    "array.json": (json.dumps(ROWS).encode(), [(0, "", Code.JSON_ARRAY_FILE)]),
-    "pretty.jsonl": (b"\n".join(json.dumps(row, indent=1).encode() for row in ROWS), [(0, "", Code.PRETTY_PRINTED_JSON)]),
-    "mac.jsonl": (JSONL.replace(b"\n", b"\r"), [(1, "", Code.CARRIAGE_RETURN_ENDS)]),
-    "mixed_ends.jsonl": (JSONL + b'{"prompt": "a", "completion": "b"}\r\n', [(31, "", Code.MIXED_LINE_ENDS)]),
-    "windows.jsonl": (JSONL.replace(b"\n", b"\r\n"), []),
-    "cut.jsonl": (JSONL[:-40], [(30, "", Code.TRUNCATED_FILE)]),
-    "no_last_end.jsonl": (JSONL[:-1], []),
-    "columns.jsonl": (b'{"question": "a", "answer": "b"}\n' * 3, [(0, "", Code.UNKNOWN_COLUMNS)]),
-    "no_rows.jsonl": (b"[1]\n", [(1, "", Code.NOT_AN_OBJECT)]),
-    "cut.parquet": (WHOLE[:-200], [(0, "", Code.INVALID_PARQUET)]),
-    "half.parquet": (WHOLE[: len(WHOLE) // 2], [(0, "", Code.INVALID_PARQUET)]),
-    "damaged.parquet": (SUMMED[:100] + bytes([SUMMED[100] ^ 1]) + SUMMED[101:], [(0, "", Code.INVALID_PARQUET)]),
-    "sound.parquet": (WHOLE, []),
-    "null.parquet": (_parquet([*ROWS, {"prompt": "a"}]), [(31, "/completion", Code.NULL_VALUE)]),
-    "semicolons.csv": (b"prompt;completion\na;b\n", [(1, "", Code.WRONG_DELIMITER)]),
-    "twice.csv": (b"prompt,completion,prompt\na,b,c\n", [(1, "/prompt", Code.DUPLICATE_COLUMN)]),
-    "wide.csv": (b"prompt," + b",".join(b"c%d" % n for n in range(100)) + b"\n", [(1, "", Code.TOO_MANY_COLUMNS)]),
-    "header_only.csv": (b"prompt,completion\r\n", [(0, "", Code.EMPTY_FILE)]),
-    "one_label.csv": (b"prompt,completion,label\na,b,true\nc,d,True\n", [(0, "", Code.ONE_LABEL_ONLY)]),
-    "label.csv": (b"prompt,completion,label\na,b,true\nc,d,no\ne,f,false\n", [(3, "/label", Code.LABEL_NOT_BOOLEAN)]),
-    "prompts.jsonl": (b'{"chosen": "ab", "rejected": "ac"}\n{"chosen": "b", "rejected": "c"}\n',
-                      [(2, "/rejected", Code.PROMPTS_DIFFER)]),
-    "last.jsonl": (b'{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "x": 1}\n',
-                   [(1, "/prompt/1", Code.LAST_TURN_NOT_USER)]),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -101,9 +38,9 @@ def test_faults_of_files(name: str, tmp_path: Path) -> None:
 
 
 def test_wide_and_large_parquet_is_refused_by_its_footer(tmp_path: Path) -> None:
-    wide = _parquet([{f"c{number}": 1 for number in range(100)}])
+    wide = parquet([{f"c{number}": 1 for number in range(100)}])
     assert _codes(_check(tmp_path / "wide.parquet", wide)) == [(0, "", Code.TOO_MANY_COLUMNS)]
-    bomb = _parquet([{"text": "a" * 4_000_000}])
+    bomb = parquet([{"text": "a" * 4_000_000}])
     assert len(bomb) < 400_000
     policy = Policy(limits=Limits(row_group_bytes=100_000))
     assert _codes(_check(tmp_path / "bomb.parquet", bomb, policy)) == [(0, "", Code.ROW_GROUP_TOO_LARGE)]
@@ -150,7 +87,7 @@ def test_secrets_and_personal_data_are_found_when_asked_for(text: str, tmp_path:
 def test_formats_are_told_apart_in_every_file_format(row_format: RowFormat, tmp_path: Path) -> None:
     rows = [sound_row(row_format, random.Random(seed)) for seed in range(20)]
     (tmp_path / "d").write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-    (tmp_path / "p").write_bytes(_parquet(rows))
+    (tmp_path / "p").write_bytes(parquet(rows))
     for name, file_format in (("d", FileFormat.JSONL), ("p", FileFormat.PARQUET)):
         opened = open_dataset(tmp_path / name)
         found: list[Fault] = []
