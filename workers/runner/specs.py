@@ -117,6 +117,8 @@ class TrainSpec(RunnerSpec):
     """If given, a pass takes as many rows as have so many tokens together, at least 1, at most `training.micro_batch_size`."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Which of a layer's activations the backward pass makes again instead of keeping them: less memory for more time."""
+    compile_layers: bool = False
+    """Compile the model's layers, on a GPU; on the CPU nothing is compiled. Not beside activation checkpointing."""
     max_norm_ratio: float = Field(default=1e4, gt=1.0)
     """The numeric guard stops a run whose gradient's norm is more than so many times `training.max_grad_norm`."""
 
@@ -127,6 +129,12 @@ class TrainSpec(RunnerSpec):
     def _can_select(self) -> TrainSpec:
         if self.selection is not None and self.eval_path is None:
             raise ValueError("selection compares losses on held-out rows; expected eval_path")
+        return self
+
+    @model_validator(mode="after")
+    def _can_compile(self) -> TrainSpec:
+        if self.compile_layers and self.activation_checkpointing != "none":
+            raise ValueError("a layer that is made again is not compiled; expected compile_layers or activation_checkpointing")
         return self
 
     @model_validator(mode="after")

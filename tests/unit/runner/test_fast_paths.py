@@ -10,13 +10,14 @@ import pytest
 import torch
 from runner_support import CollectedEvents
 from tiny_model import VOCABULARY, tiny_spec, write_tiny_model
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from workers.manifest import sha256_of
 from workers.runner.data.tokenized import TokenizedRow
 from workers.runner.failures import PreemptedError
-from workers.runner.models.documents import Documents, chunked_cross_entropy, hidden_states
+from workers.runner.models.documents import Documents, chunked_cross_entropy, compile_layers, hidden_states
 from workers.runner.models.loading import load_base_model
 from workers.runner.program import Context
 from workers.runner.specs import TrainSpec
@@ -127,6 +128,24 @@ def test_selective_checkpointing_makes_no_product_again(tmp_path: Path) -> None:
     )
     assert full > 1.2 * plain
     assert selective == plain
+
+
+# Of the compiler's own looking at what goes into a layer.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize(("name", "adaptation"), [("sft", "full"), ("dpo", "lora")])
+def test_compiled_layers_come_to_the_same_weights(name: str, adaptation: str, tmp_path: Path) -> None:
+    # What the compiler captures and differentiates is tested; its code generator, which is for GPUs, is left out.
+    eager, compiled = (Trainer(tiny_spec(tmp_path, {"name": name}, adaptation, dropout=0.0)) for _ in range(2))
+    captured = counters["frames"]["ok"]
+    compile_layers(compiled._adaptation.model, backend="aot_eager")  # pyright: ignore[reportPrivateUsage] - the CPU never does
+    for _ in range(4):
+        one, other = eager.train_step(), compiled.train_step()
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+    assert counters["frames"]["ok"] > captured
+    weights = compiled.snapshot().weights.model
+    for key, weight in eager.snapshot().weights.model.items():
+        torch.testing.assert_close(weights[key], weight, rtol=1e-3, atol=1e-4)
 
 
 @METHODS

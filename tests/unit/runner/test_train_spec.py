@@ -52,6 +52,7 @@ def test_every_field_and_method_is_described() -> None:
     ("changes", "said"),
     [
         ({"selection": SelectionSpec(every_steps=1)}, "expected eval_path"),
+        ({"compile_layers": True, "activation_checkpointing": "full"}, "a layer that is made again is not compiled"),
         ({"method": Kto(), "training": TrainingSpec(micro_batch_size=1)}, "KTO compares a step's answers"),
     ],
 )

@@ -171,3 +171,13 @@ def _attend(
 
 
 AttentionInterface.register(ATTENTION, _attend)
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Compiles each layer of a model around its attention, for any number of tokens.
+
+    Attention is left out: it goes from document to document, and the compiler would make a program for every way they may lie.
+    """
+    AttentionInterface.register(ATTENTION, torch.compiler.disable(_attend))
+    for layer in model.model.layers:
+        layer.compile(backend=backend, dynamic=True)

@@ -16,7 +16,8 @@ from control_plane.jobs.states import FailureKind
 from workers.runner.failures import PreemptedError, RunnerError
 from workers.runner.models.activations import checkpoint_activations
 from workers.runner.models.adaptation import adapt
-from workers.runner.models.loading import autocast, use_threads
+from workers.runner.models.documents import compile_layers
+from workers.runner.models.loading import autocast, device, use_threads
 from workers.runner.models.sharding import whole
 from workers.runner.specs import TrainSpec
 from workers.runner.training.checkpoint import Snapshot, Weights, read_state, restore, snapshot
@@ -58,6 +59,8 @@ class Trainer:
         self._resumed = False
         self._adaptation = adapt(spec.base_model_dir, spec.adaptation, spec.training.seed)
         checkpoint_activations(self._adaptation.model, spec.activation_checkpointing)
+        if spec.compile_layers and device().type == "cuda":
+            compile_layers(self._adaptation.model)
         self._adaptation.model.train()
         # What one process does between two steps, all do; so they are not stopped there one by one.
         stop = stop if stop is not None and self.ranks.count == 1 else threading.Event()
