@@ -33,8 +33,10 @@ def launch(command: Sequence[str], count: int) -> int:
     Signals to stop are passed on. When one process fails, the others have a minute to end by themselves: they may wait for it.
     """
     processes: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
 
     def pass_on(signum: int, _frame: object) -> None:
+        asked.append(signum)
         for process in processes:
             process.send_signal(signum)
 
@@ -53,6 +55,9 @@ def launch(command: Sequence[str], count: int) -> int:
             )
         if pipe is not None:
             os.close(int(pipe))
+        for signum in tuple(asked):
+            # Those that came before all had been started.
+            pass_on(signum, None)
         return _ends(processes)
 
 
