@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from control_plane.jobs.spec import Sha256Hex
-from control_plane.storage.layout import BASE_MODELS_PREFIX, project_prefix
+from control_plane.storage.layout import BASE_MODELS_PREFIX, blob_key, manifest_key, project_prefix
 from workers.manifest import sha256_of
 from workers.storage import IntegrityError, ObjectStore
 from workers.workflows.contracts import StoredFiles
@@ -25,15 +25,11 @@ __all__ = [
     "blob_key",
     "download",
     "download_files",
+    "is_below",
     "project_prefix",
     "read_file_set",
     "upload",
 ]
-
-
-def blob_key(prefix: str, sha256: str) -> str:
-    """The key of a blob."""
-    return f"{prefix}/blobs/{sha256}"
 
 
 class StoredFile(BaseModel):
@@ -84,24 +80,34 @@ def upload(store: ObjectStore, directory: Path, prefix: str) -> StoredFiles:
         files.append(StoredFile(name=name, uri=uri, size=path.stat().st_size, sha256=sha256))
     content = FileSet(files=tuple(sorted(files, key=lambda file: file.name))).to_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    key = f"{prefix}/manifests/{sha256}.json"
+    key = manifest_key(prefix, sha256)
     store.put_bytes(key, content)
     return StoredFiles(manifest_uri=store.uri(key), manifest_sha256=sha256)
 
 
 def read_file_set(store: ObjectStore, stored: StoredFiles) -> FileSet:
-    """The set that a manifest names.
+    """The set that a manifest names. All its files lie beside it: no set leads to what another project stored.
 
     Raises:
         ObjectMissingError: the manifest is not there.
-        IntegrityError: it has other bytes, or is not a manifest.
+        IntegrityError: it has other bytes, is not a manifest, or names files elsewhere.
         StorageError: the store failed.
     """
     content = store.get_bytes(stored.manifest_uri, stored.manifest_sha256)
     try:
-        return FileSet.model_validate_json(content)
+        found = FileSet.model_validate_json(content)
     except ValidationError as error:
         raise IntegrityError(stored.manifest_uri, "of a manifest", f"something else ({error})") from error
+    prefix = stored.manifest_uri.removesuffix(manifest_key("", stored.manifest_sha256))
+    for file in found.files:
+        if file.uri != (expected := blob_key(prefix, file.sha256)):
+            raise IntegrityError(stored.manifest_uri, f"of a manifest that names {expected}", f"one that names {file.uri}")
+    return found
+
+
+def is_below(store: ObjectStore, stored: StoredFiles, prefix: str) -> bool:
+    """Whether a set is where `upload` puts it under this prefix."""
+    return stored.manifest_uri == store.uri(manifest_key(prefix, stored.manifest_sha256))
 
 
 def download(store: ObjectStore, stored: StoredFiles, directory: Path) -> None:

@@ -8,9 +8,10 @@ from sqlalchemy import RowMapping, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.db.tables import jobs, leases
-from control_plane.errors import Reason, RefusedError
+from control_plane.errors import Reason, RefusedError, invalid_field
 from control_plane.jobs.repository import job_not_found
 from control_plane.jobs.states import FINAL_STATES
+from control_plane.storage.layout import manifest_key, project_prefix
 
 _LOCK_JOBS = text(
     """
@@ -68,6 +69,25 @@ async def lock_jobs(connection: AsyncConnection, job_ids: Iterable[str]) -> dict
     """Locks those of many jobs that exist, in order of id, until the transaction ends; what the fence needs of each, by id."""
     rows = (await connection.execute(_LOCK_JOBS, {"job_ids": list(job_ids)})).mappings().all()
     return {row["job_id"]: row for row in rows}
+
+
+def refuse_foreign_manifest(job: RowMapping, uri: str, sha256: str, field: str) -> None:
+    """An attempt names only what its own project stored: knowing the hash of another's content gives no access to it.
+
+    Args:
+        job: the attempt's job, with `project`.
+        uri: where the manifest is said to be.
+        sha256: its hash.
+        field: the request's field that holds the URI.
+
+    Raises:
+        RefusedError: the URI is not where a manifest with this hash of the job's project is.
+    """
+    expected = "/" + manifest_key(project_prefix(job["project"]), sha256)
+    # The bucket is the workers' own, who look into no other.
+    bucket = uri.removesuffix(expected).removeprefix("s3://")
+    if uri != f"s3://{bucket}{expected}" or "/" in bucket or not bucket:
+        raise invalid_field(field, f"is {uri[:200]!r}; expected s3://BUCKET{expected}")
 
 
 def stale(job: RowMapping | None, job_id: str, attempt: int, *, open_only: bool = True) -> RefusedError | None:

@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping, bindparam, func, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.attempts.fence import lock_current, lock_leased
+from control_plane.attempts.fence import lock_current, lock_leased, refuse_foreign_manifest
 from control_plane.attempts.retention import Retained, RetentionPolicy, released
 from control_plane.db.events import EventType, append_event, notify
 from control_plane.db.leases import OUTCOME_PAUSED, end_lease, end_open_leases
@@ -137,9 +137,10 @@ async def commit_checkpoint(
     A step that an earlier attempt committed is replaced.
 
     Raises:
-        RefusedError: the attempt is stale or holds no lease.
+        RefusedError: the attempt is stale or holds no lease, or the manifest is not its project's.
     """
     job = await lock_leased(connection, job_id, attempt)
+    refuse_foreign_manifest(job, manifest_uri, manifest_sha256, "checkpoint.manifest_uri")
     written = await connection.execute(
         insert(checkpoints)
         .values(

@@ -18,8 +18,8 @@ from urllib3.exceptions import HTTPError
 
 from control_plane.errors import Reason, RefusedError, invalid_field
 from control_plane.settings import S3Settings
+from control_plane.storage import layout
 from control_plane.storage.garbage import BeingDeletedError, rely_on
-from control_plane.storage.layout import project_prefix
 
 _UPLOAD_LIFETIME = timedelta(hours=1)
 
@@ -34,7 +34,7 @@ class PresignedUpload(NamedTuple):
 
 def blob_key(project: str, sha256: str) -> str:
     """The key of a project's bytes with a hash. Keys name content, so equal bytes are stored once in a project."""
-    return f"{project_prefix(project)}/blobs/{sha256}"
+    return layout.blob_key(layout.project_prefix(project), sha256)
 
 
 class ObjectStore:

@@ -9,7 +9,7 @@ from sqlalchemy import RowMapping, and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from control_plane.attempts.fence import lock_current
+from control_plane.attempts.fence import lock_current, refuse_foreign_manifest
 from control_plane.db.tables import base_models, model_aliases, model_versions
 from control_plane.errors import Reason, RefusedError
 
@@ -44,7 +44,7 @@ async def register_version(connection: AsyncConnection, job_id: str, attempt: in
     """Registers what a job made as its model's next version, with alias `dev`; returns the job's id. A repeat changes nothing.
 
     Raises:
-        RefusedError: the attempt is stale; or the project is not the job's.
+        RefusedError: the attempt is stale; or the project, or the manifest, is not the job's.
     """
     job = await lock_current(connection, job_id, attempt)
     if job["project"] != values["project"]:
@@ -53,6 +53,7 @@ async def register_version(connection: AsyncConnection, job_id: str, attempt: in
             f"job {job_id} belongs to project {job['project']}, not {values['project']}",
             {"job_id": job_id, "attempt": str(attempt), "current_attempt": str(job["attempt"])},
         )
+    refuse_foreign_manifest(job, values["manifest_uri"], values["manifest_sha256"], "model_version.manifest_uri")
     known = await connection.execute(select(model_versions.c.version).where(model_versions.c.job_id == job_id))
     if known.first() is not None:
         return job_id

@@ -19,6 +19,16 @@ def project_prefix(project: str) -> str:
     return f"projects/{project}"
 
 
+def blob_key(prefix: str, sha256: str) -> str:
+    """The key of a blob."""
+    return f"{prefix}/blobs/{sha256}"
+
+
+def manifest_key(prefix: str, sha256: str) -> str:
+    """The key of a set's manifest."""
+    return f"{prefix}/manifests/{sha256}.json"
+
+
 def is_collectable(key: str) -> bool:
     """Whether a key is of a form that is garbage when nothing refers to it. What has another form is nobody's business here."""
     return _COLLECTABLE.fullmatch(key) is not None

@@ -251,6 +251,11 @@ def request(row: Row, scene: Scene) -> Message:
     return _REQUESTS[row.rpc if row.scope not in {"none", "project"} else f"{row.rpc} {row.scope}"](scene)
 
 
+def _manifest_uri(scene: Scene, sha256: str) -> str:
+    """Where the scene's project would have stored a manifest."""
+    return f"{scene.manifest_uri.partition('/projects/')[0]}/projects/{scene.project}/manifests/{sha256}.json"
+
+
 _JOB_SPEC: Any = {"fine_tune": _FINE_TUNE}
 _TRAIN = job_pb2.JOB_PHASE_TRAIN
 _REQUESTS: dict[str, Callable[[Scene], Message]] = {
@@ -306,7 +311,7 @@ _REQUESTS: dict[str, Callable[[Scene], Message]] = {
     "AttemptService/CommitCheckpoint": lambda scene: attempts.CommitCheckpointRequest(
         job_id=scene.job_id,
         attempt=1,
-        checkpoint=attempts.Checkpoint(step=1, manifest_uri=scene.manifest_uri, manifest_sha256="a" * 64),
+        checkpoint=attempts.Checkpoint(step=1, manifest_uri=_manifest_uri(scene, "a" * 64), manifest_sha256="a" * 64),
     ),
     "AttemptService/ListCheckpoints": lambda scene: attempts.ListCheckpointsRequest(job_id=scene.job_id),
     "AttemptService/RecordResume": lambda scene: attempts.RecordResumeRequest(job_id=scene.job_id, attempt=1, step=0),
@@ -333,7 +338,7 @@ _REQUESTS: dict[str, Callable[[Scene], Message]] = {
         job_id=scene.job_id,
         attempt=1,
         model_version=registry.ModelVersion(
-            project=scene.project, model="made", manifest_uri=scene.manifest_uri, manifest_sha256="b" * 64
+            project=scene.project, model="made", manifest_uri=_manifest_uri(scene, "b" * 64), manifest_sha256="b" * 64
         ),
     ),
     "RegistryService/RecordMirror": lambda scene: registry.RecordMirrorRequest(

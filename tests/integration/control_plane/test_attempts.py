@@ -26,7 +26,12 @@ def _checkpoint(
     return pb.CommitCheckpointRequest(
         job_id=job_id,
         attempt=attempt,
-        checkpoint=pb.Checkpoint(step=step, manifest_uri=f"s3://headway/{sha256}", manifest_sha256=sha256, metric=metric),
+        checkpoint=pb.Checkpoint(
+            step=step,
+            manifest_uri=f"s3://headway/projects/support/manifests/{sha256}.json",
+            manifest_sha256=sha256,
+            metric=metric,
+        ),
     )
 
 
@@ -90,6 +95,39 @@ async def test_a_lease_is_prolonged_only_while_it_is_held(api: Api) -> None:
 async def _steps(api: Api, job_id: str) -> list[int]:
     listed = (await api.attempts.ListCheckpoints(pb.ListCheckpointsRequest(job_id=job_id))).checkpoints
     return [checkpoint.step for checkpoint in listed]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://headway/projects/other/manifests/{sha256}.json",
+        "s3://headway/projects/support/manifests/{other}.json",
+        "s3://headway/projects/support/../other/projects/support/manifests/{sha256}.json",
+        "s3://headway/elsewhere/projects/support/manifests/{sha256}.json",
+        "s3:///projects/support/manifests/{sha256}.json",
+        "s3://headway/projects/support/manifests/{sha256}.json?versionId=1",
+        "s3://headway/projects/SUPPORT/manifests/{sha256}.json",
+        "s3n://headway/projects/support/manifests/{sha256}.json",
+        "file:///projects/support/manifests/{sha256}.json",
+        "https://headway/projects/support/manifests/{sha256}.json",
+        "",
+    ],
+)
+async def test_an_attempt_names_only_what_its_own_project_stored(api: Api, uri: str) -> None:
+    job_id, _ = await api.leased()
+    sha256 = "a" * 64
+    request = _checkpoint(job_id, 1, 4, sha256)
+    request.checkpoint.manifest_uri = uri.format(sha256=sha256, other="b" * 64)
+    answer = await refused(api.attempts.CommitCheckpoint(request))
+    assert (answer.code, answer.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["checkpoint.manifest_uri"])
+    version = _version(api, job_id)
+    version.manifest_uri = uri.format(sha256="c" * 64, other="b" * 64)
+    answer = await refused(
+        api.registry.RegisterModelVersion(
+            registry_pb.RegisterModelVersionRequest(job_id=job_id, attempt=1, model_version=version)
+        )
+    )
+    assert (answer.code, answer.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["model_version.manifest_uri"])
 
 
 async def test_a_commit_lets_go_what_nothing_keeps(api: Api) -> None:
@@ -241,7 +279,7 @@ async def test_bad_worker_requests_name_their_fields(api: Api) -> None:
 
 
 def _version(api: Api, job_id: str) -> registry_pb.ModelVersion:
-    uri = f"s3://{api.bucket}/projects/support/manifests/x"
+    uri = f"s3://{api.bucket}/projects/support/manifests/{'c' * 64}.json"
     version = registry_pb.ModelVersion(project=PROJECT, model="assistant", manifest_uri=uri, manifest_sha256="c" * 64)
     version.lineage.job_id = job_id
     version.lineage.dataset_sha256 = "d" * 64

@@ -117,7 +117,7 @@ async def test_a_checkpoint_counts_as_safe_from_then_on(world: World, leader: Le
             job_id,
             1,
             step=1,
-            manifest_uri="s3://headway/m",
+            manifest_uri=f"s3://headway/projects/red/manifests/{'0' * 64}.json",
             manifest_sha256="0" * 64,
             metric=None,
             policy=RetentionPolicy(),

@@ -185,3 +185,14 @@ class TestStoredFiles:
         sha256 = hashlib.sha256(content).hexdigest()
         with pytest.raises(IntegrityError, match="manifest"):
             read_file_set(store, StoredFiles(manifest_uri=store.uri(f"{prefix}/manifest"), manifest_sha256=sha256))
+
+    def test_a_set_that_names_files_elsewhere_is_refused(self, store: ObjectStore, prefix: str, tmp_path: Path) -> None:
+        """Such as those of another project, by their hash."""
+        other = read_file_set(store, upload(store, self.directory(tmp_path), prefix + "-other"))
+        content = other.to_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        store.put_bytes(f"{prefix}/manifests/{sha256}.json", content)
+        stored = StoredFiles(manifest_uri=store.uri(f"{prefix}/manifests/{sha256}.json"), manifest_sha256=sha256)
+        with pytest.raises(IntegrityError, match="names"):
+            download(store, stored, tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()

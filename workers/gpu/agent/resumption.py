@@ -15,7 +15,7 @@ from workers.control_plane import CommittedCheckpoint, ControlPlane
 from workers.gpu.agent.spec import AgentSpec
 from workers.manifest import ManifestError, checkpoint_name, verify_checkpoint
 from workers.storage import IntegrityError, ObjectMissingError, ObjectStore
-from workers.stored_files import download
+from workers.stored_files import download, is_below, project_prefix
 
 _FETCHES_MAX = 3
 """How often checkpoints are fetched when this machine damages them, before they are avoided."""
@@ -99,6 +99,8 @@ async def newest_good(
             try:
                 if checkpoint.step in refused:
                     raise ManifestError(target.name, "a checkpoint that the runner can use", "one that it refused")
+                if not is_below(store, checkpoint.files, project_prefix(spec.context.job.project)):
+                    raise ObjectMissingError(checkpoint.files.manifest_uri)
                 await asyncio.to_thread(_fetch, store, checkpoint, target)
             except (ManifestError, IntegrityError, ObjectMissingError) as error:
                 _log.warning("a checkpoint is damaged and passed over", step=checkpoint.step, fault=str(error))
