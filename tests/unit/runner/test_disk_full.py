@@ -31,7 +31,7 @@ def _spec(output_dir: Path, base_model: Path, prepared: Path) -> dict[str, Any]:
         "base_model_dir": base_model,
         "train_path": prepared / "train.jsonl",
         "output_dir": output_dir,
-        "lora": {"rank": 16, "alpha": 8, "dropout": 0.0},
+        "adaptation": {"lora": {"rank": 16, "alpha": 8, "dropout": 0.0}},
         "training": {"steps": 4, "micro_batch_size": 1, "checkpoint_every_steps": 1},
         "threads": 1,
         "max_run_seconds": 600,

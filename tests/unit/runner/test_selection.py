@@ -10,17 +10,18 @@ from runner_support import CollectedEvents
 from tiny_model import tiny_spec, write_rows
 
 from control_plane.jobs.states import FailureKind
-from workers.manifest import sha256_of
+from workers.manifest import metric_of, sha256_of, verify_checkpoint
 from workers.runner.data.tokenized import TokenizedRow
 from workers.runner.failures import PreemptedError, RunnerError
 from workers.runner.program import Context
 from workers.runner.specs import SelectionSpec, TrainOk, TrainSpec
 from workers.runner.training import loop
-from workers.runner.training.checkpoint import checkpoint_path
+from workers.runner.training.checkpoint import checkpoint_path, read_state
 from workers.runner.training.methods.over_rows import RowObjective
 from workers.runner.training.methods.supervised import SupervisedObjective
 from workers.runner.training.objective import Mean
 from workers.runner.training.selection import Selection
+from workers.runner.training.state import RunState
 
 METHODS = pytest.mark.parametrize("name", ["sft", "dpo", "kto", "reward_model"])
 ADAPTED = pytest.mark.parametrize("adaptation", ["lora", "full"])
@@ -50,6 +51,10 @@ def _result(spec: TrainSpec) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
 
 
+def _checkpoints(spec: TrainSpec) -> list[tuple[Path, RunState]]:
+    return [(path, read_state(path)) for path in sorted((spec.output_dir / "checkpoints").iterdir())]
+
+
 def _evaluations(events: CollectedEvents) -> dict[int, float]:
     found = [fields for kind, fields in events.seen if kind == "progress" and "eval_loss" in fields["metrics"]]
     return {fields["step"]: fields["metrics"]["eval_loss"] for fields in found}
@@ -66,6 +71,10 @@ def test_the_best_step_is_the_result(name: str, adaptation: str, tmp_path: Path,
     assert ok.best_eval_loss == losses[ok.best_step]
     assert list(losses) == list(range(2, ok.steps + 1, 2))
     assert ok.steps == 12 or ok.steps == ok.best_step + 6
+    metrics = {state.step: metric_of(verify_checkpoint(path)) for path, state in _checkpoints(spec)}
+    assert metrics == {
+        state.step: losses[state.step] if state.selection.best_step == state.step else None for _, state in _checkpoints(spec)
+    }
     # The same run cut off at its best step leaves the same weights.
     cut = _spec(tmp_path, name, adaptation, "cut", steps=ok.best_step, selection=None)
     loop.run(Context(events=CollectedEvents()), cut)

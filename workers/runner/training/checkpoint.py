@@ -128,7 +128,12 @@ def snapshot(
 
 def write_checkpoint(target: Path, content: Snapshot) -> None:
     """Writes a checkpoint that appears at `target` complete and durable, or not at all."""
-    with atomic_directory(target, {"kind": "checkpoint", "step": content.state.step}) as folder:
+    state = content.state
+    extra: dict[str, object] = {"kind": "checkpoint", "step": state.step}
+    if state.selection.best_step == state.step > 0:
+        # By which the retention of checkpoints knows the best.
+        extra["metric"] = state.selection.best_loss
+    with atomic_directory(target, extra) as folder:
         content.weights.save(folder, content.adaptation)
         if content.best is not None:
             (folder / _BEST_NAME).mkdir()
