@@ -22,7 +22,7 @@ from headway.jobs.v1 import job_service_pb2 as jobs_pb
 from tests.integration.control_plane import matrix
 from tests.integration.control_plane.callers import ADMIN_TOKEN, OTHER_PROJECT, PROJECT, channel_to
 from tests.integration.control_plane.conftest import Api, new_id, refusal, refused, settings_of
-from tests.integration.control_plane.matrix import Row, Scene, Stage
+from tests.integration.control_plane.scenes import BUDGET, Row, Scene, Stage
 
 LETTERS = {
     grpc.StatusCode.OK: "✓",
@@ -85,7 +85,7 @@ async def _stage(api: Api) -> Stage:
     )
     await api.sql("INSERT INTO queue_nodes (kind, name) VALUES ('ORGANISATION', '')")
     for kind, scope in (("PROJECT", PROJECT), ("PROJECT", OTHER_PROJECT), ("ORGANISATION", "")):
-        await api.sql(matrix.BUDGET, kind=kind, scope=scope)
+        await api.sql(BUDGET, kind=kind, scope=scope)
     return Stage(api, template, OTHER_PROJECT)
 
 
