@@ -86,7 +86,7 @@ def _policy_facts(found: ExplainJobResponse) -> list[tuple[str, str]]:
     if found.HasField("start_by"):
         raised = ""
         if found.HasField("raised_time"):
-            raised = f"; raised for it by one class at {local_time(found.raised_time, with_date=True)}"
+            raised = f"; raised for it, by one class at most, at {local_time(found.raised_time, with_date=True)}"
         facts.append(("deadline", f"kept if it starts by {local_time(found.start_by, with_date=True)}{raised}"))
     return facts
 

@@ -102,7 +102,7 @@ async def test_a_retraining_is_to_start_in_time_for_its_next_run(api: Api, tmp_p
     assert code == ExitCode.OK, errors
     assert "high, priority 700" in output
     assert "kept if it starts by" in output
-    assert "raised for it by one class at" in output
+    assert "raised for it, by one class at most, at" in output
 
 
 async def test_a_retraining_that_takes_longer_than_its_interval_was_due_at_once(api: Api) -> None:

@@ -192,7 +192,7 @@ class ExplainJobResponse(_message.Message):
 
     @_builtins.property
     def raised_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was raised by one class, because that was near. Absent: it was not."""
+        """When it was raised because that was near: by one class, if its project's ceiling allows it. Absent: it was not."""
 
     def __init__(
         self,
