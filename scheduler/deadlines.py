@@ -14,7 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from control_plane.db.engine import in_transaction
 from control_plane.db.events import EventType, Happening, append_events
+from scheduler import failpoints
 from scheduler.core.deadlines import Deadline, Raise, raises
+from scheduler.failpoints import Failpoint
 from scheduler.leader import Leadership
 
 _log = structlog.get_logger()
@@ -83,9 +85,11 @@ async def raise_due(engine: AsyncEngine, leadership: Leadership, notice_seconds:
         deadlines = [Deadline(row.job_id, row.priority, row.start_by, row.ceiling) for row in rows]
         due = raises(deadlines, rows[0].now, int(notice_seconds * 1_000_000)) if rows else ()
         await _write(connection, due, {deadline.job_id: deadline.priority for deadline in deadlines})
+        failpoints.reach(Failpoint.BEFORE_RAISE)
         return len(due)
 
     count = await in_transaction(engine, write)
+    failpoints.reach(Failpoint.AFTER_RAISE)
     _log.info("deadline.jobs_raised", jobs=count)
     return count
 

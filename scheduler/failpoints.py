@@ -43,6 +43,10 @@ class Failpoint(StrEnum):
     """Leases are asked to leave their node, and that is not committed."""
     AFTER_DRAIN = "after-drain"
     """It is committed, and nobody was told."""
+    BEFORE_RAISE = "before-raise"
+    """Jobs whose deadline is near are raised, and that is not committed."""
+    AFTER_RAISE = "after-raise"
+    """It is committed; no round went by it."""
 
 
 class _Armed:

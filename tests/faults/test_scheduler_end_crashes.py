@@ -19,6 +19,7 @@ FORCED_END = (Failpoint.BEFORE_FORCED_END, Failpoint.AFTER_FORCED_END)
 REPAIR = (Failpoint.BEFORE_REPAIR, Failpoint.AFTER_REPAIR)
 GIVING_UP = (Failpoint.BEFORE_GIVING_UP, Failpoint.AFTER_GIVING_UP)
 DRAIN = (Failpoint.BEFORE_DRAIN, Failpoint.AFTER_DRAIN)
+RAISE = (Failpoint.BEFORE_RAISE, Failpoint.AFTER_RAISE)
 
 LEASE = "SELECT * FROM leases WHERE lease_id = :id"
 
@@ -149,3 +150,20 @@ async def test_a_lease_on_a_draining_node_is_asked_once(
     assert await told(temporal, job_id) == ["started", "preempt"]
     assert (await world.row(LEASE, id=lease_id)).state == "GRANTED"
     await require_books_in_order(world)
+
+
+@pytest.mark.parametrize("failpoint", RAISE)
+async def test_a_job_whose_deadline_is_near_rises_once(world: World, start: Start, failpoint: Failpoint) -> None:
+    await world.execute("INSERT INTO projects (project, priority_max, creator) VALUES ('red', 1000, 'user:admin')")
+    # Of a type that nothing runs, so that it stays queued.
+    job_id = await world.job(priority=200, job_type="none that runs")
+    await world.execute("UPDATE jobs SET start_by = now()")
+    await dies(start, failpoint)
+    await start()
+
+    async def raised() -> bool:
+        return (await world.row("SELECT raised_at FROM jobs")).raised_at is not None
+
+    await until(raised, "the job is raised", seconds=60)
+    assert (await world.row("SELECT priority FROM jobs")).priority == 400
+    assert await world.events(job_id) == ["UPDATED 0"]
