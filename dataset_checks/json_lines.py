@@ -115,7 +115,7 @@ class LineParser:
         except StopIteration as error:
             raise _not_json(line, f"expecting a value at column {cast('int', error.value) + 1}") from error
         except json.JSONDecodeError as error:
-            raise _not_json(line, f"{error.msg.lower()} at column {error.colno}") from error
+            raise _not_json(line, f"{error.msg.lower().removesuffix(' at')} at column {error.colno}") from error
         except RecursionError as error:
             raise _UnreadableError(Code.NESTED_TOO_DEEPLY, _too_deep(limits)) from error
         if line.count(b"[") + line.count(b"{") > limits.depth and _depth(value) > limits.depth:

@@ -49,8 +49,11 @@ def dataset_add(
     Examples:
       headway dataset add questions examples/data/chatterbot_english.jsonl -p support --license BSD-3-Clause
     """
+    holding = ""
     if not unchecked:
-        dataset_checking.refuse_faulty(file, quiet=as_json)
+        report = dataset_checking.refuse_faulty(file, quiet=as_json)
+        kind = report.row_format.value.replace("_", " ") if report.row_format else "rows"
+        holding = f": {report.rows:,} rows of {kind}"
     with connected(span="headway dataset add") as client:
         uploaded = _upload(client, project, file, quiet=as_json)
         added = client.register_dataset(
@@ -59,7 +62,7 @@ def dataset_add(
     if as_json:
         print_json({"dataset": as_dict(added)})
     else:
-        print(f"dataset {added.name} of project {added.project} is sha256 {added.sha256}")
+        print(f"dataset {added.name} of project {added.project} is sha256 {added.sha256}{holding}")
 
 
 @dataset.command("list")

@@ -97,7 +97,8 @@ def validate(
     """
     from dataset_checks.validation import Policy
 
-    shown = _Lines() if as_json or output is Output.JSON else _Table(None if every else _SHOWN)
+    as_json = as_json or output is Output.JSON
+    shown = _Lines() if as_json else _Table(None if every else _SHOWN)
     with _readable(file):
         counter = None
         policy = Policy(sensitive=sensitive)
@@ -177,8 +178,8 @@ def _readable(file: Path) -> Generator[None]:
         raise InputError(str(error)) from error
 
 
-def refuse_faulty(file: Path, quiet: bool) -> None:
-    """Validates a file that is to be sent; warnings are counted, errors are told.
+def refuse_faulty(file: Path, quiet: bool) -> Report:
+    """Validates a file that is to be sent; warnings are counted, errors are told. What it holds.
 
     Raises:
         InputError: the file has errors, or cannot be read.
@@ -198,6 +199,7 @@ def refuse_faulty(file: Path, quiet: bool) -> None:
         )
     if report.warnings and not quiet:
         print_notice(f"{_count(report.warnings, 'warning')}; `headway dataset validate {file}` shows them")
+    return report
 
 
 def _counter(folder: Path, max_tokens: int, assistant_only: bool, policy: Policy) -> tuple[TokenCounter, Policy]:
