@@ -38,7 +38,7 @@ class Fingerprints:
         digests = b"".join([hashlib.blake2b(text, digest_size=16).digest() for text in texts])
         subject = _SUBJECTS.get(row_format)
         subjects = b"".join(_digest(subject(row)) for row in rows) if subject else b""
-        bands, signatures = sketch(texts if near else [])
+        bands, signatures = sketch(_said(rows, texts) if near else [])
         labels = frozenset(row["label"] for row in rows) if row_format is RowFormat.UNPAIRED_PREFERENCE else frozenset[object]()
         return cls(
             np.array(lines, np.int64), np.frombuffer(digests, "S16"), np.frombuffer(subjects, "S16"), bands, signatures, labels
@@ -68,6 +68,21 @@ class Fingerprints:
 def content(row: Mapping[str, Any]) -> str:
     """All texts of a row, so that only equal rows have equal contents."""
     return _SEPARATOR.join([_text_of(row[name]) for name in (row if len(row) == 1 else sorted(row))])
+
+
+def _said(rows: Sequence[Mapping[str, Any]], texts: Sequence[bytes]) -> Sequence[bytes]:
+    """What rows say: of messages their contents, since roles are in all of them."""
+    if not rows or not any(isinstance(value, list) for value in rows[0].values()):
+        return texts
+    return [_SEPARATOR.join(_contents(row)).encode("utf-8", "surrogatepass") for row in rows]
+
+
+def _contents(row: Mapping[str, Any]) -> Iterator[str]:
+    for value in row.values():
+        for part in cast("list[Any]", value) if isinstance(value, list) else (value,):
+            text = cast("dict[str, Any]", part).get("content") if isinstance(part, dict) else part
+            if isinstance(text, str):
+                yield text
 
 
 def _text_of(value: object) -> str:

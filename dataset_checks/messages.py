@@ -61,8 +61,9 @@ def _check_message(line: int, pointer: str, message: Any, texts: TextChecker, fo
             found.append(Fault(line, f"{pointer}/{name}", Code.MISSING_FIELD, f"{name} is missing; expected a string"))
     if "content" in fields:
         texts.check(line, f"{pointer}/content", fields["content"], found)
-    weight = fields.get(_WEIGHT, 1)
-    if type(weight) not in (int, float) or weight not in (0, 1):
+    weight = fields.get(_WEIGHT)
+    # Parquet has null where a field is left out.
+    if weight is not None and (type(weight) not in (int, float) or weight not in (0, 1)):
         found.append(Fault(line, f"{pointer}/weight", Code.WRONG_TYPE, f"weight is {weight!r:.40}; expected 0 or 1"))
     if "role" not in fields:
         return None

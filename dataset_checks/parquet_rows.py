@@ -28,12 +28,28 @@ def read_records(path: Path, limits: Limits, found: list[Fault]) -> Iterator[tup
                 return
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in _rows(batch):
                     number += 1
-                    yield number, row
+                    if isinstance(row, UnicodeDecodeError):
+                        what = f"a text is not UTF-8: {row.reason} at byte {row.start + 1}; expected UTF-8"
+                        found.append(Fault(number, "", Code.INVALID_UTF8, what))
+                    else:
+                        yield number, row
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         found.append(Fault(0, "", Code.INVALID_PARQUET, f"the file cannot be read: {reason}; expected a whole Parquet file"))
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """The rows of a batch; for one whose texts cannot be decoded, why. Parquet does not check what it calls strings."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield error
 
 
 def _check_footer(metadata: Any, names: list[str], limits: Limits, found: list[Fault]) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dataset_checks.faults import DEFAULT_LIMITS, Code, Fault, Limits
@@ -35,6 +38,23 @@ def _codes(found: list[Fault]) -> Places:
 def test_faults_of_files(name: str, tmp_path: Path) -> None:
     data, expected = FILES[name]
     assert _codes(_check(tmp_path / name, data)) == expected
+
+
+def test_texts_in_parquet_that_are_no_utf8_are_named_by_row(tmp_path: Path) -> None:
+    texts = [f"Row {number} caf\u00e9".encode() for number in range(20)]
+    texts[7] = b"Row 7 caf\xe9"
+    column = pa.Array.from_buffers(pa.string(), 20, pa.array(texts, pa.binary()).buffers())
+    out = io.BytesIO()
+    pq.write_table(pa.table({"text": column}), out)
+    assert _codes(_check(tmp_path / "d.parquet", out.getvalue())) == [(8, "", Code.INVALID_UTF8)]
+
+
+def test_messages_in_parquet_may_have_weights_here_and_there(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}]
+    assert (
+        _check(tmp_path / "d.parquet", parquet([{"messages": turns}, {"messages": [{**turns[0], "content": "c"}, *turns[1:]]}]))
+        == []
+    )
 
 
 def test_wide_and_large_parquet_is_refused_by_its_footer(tmp_path: Path) -> None:

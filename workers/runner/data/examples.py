@@ -117,7 +117,7 @@ class ExampleMaker:
             fields |= {"completion": targets[0], "label": row["label"]}
         else:
             fields["columns"] = {name: value for name, value in row.items() if name != "prompt"}
-        return Example(json.dumps(fields, separators=(",", ":")), total, sum(map(len, targets)))
+        return Example(json.dumps(fields, separators=(",", ":"), default=str), total, sum(map(len, targets)))
 
 
 def linking_texts(row: Row) -> list[str]:
