@@ -91,7 +91,7 @@ def node_words(node: str) -> str:
     return f"{kind} {name}" if kind else name
 
 
-def _unblocked_by(reason: Reason) -> str:
+def _unblocked_by(reason: Reason) -> str:  # noqa: PLR0912 - a case for each reason, and no more
     match reason:
         case NoWorkflow(job_type):
             said = f"a deployment that has a workflow for {job_type}"
@@ -108,6 +108,8 @@ def _unblocked_by(reason: Reason) -> str:
             said = f"{short} {resource} of pool {pool} given back by {node} or lent to it, or a larger quota"
         case FairShare(ahead_queue=ahead):
             said = f"capacity that comes free while {ahead} has the higher cost"
+        case NoCapacity(total=0):
+            said = "a node of that kind that takes new work: uncordon one, or add one"
         case NoCapacity(requested=requested, free=free, resource=resource):
             said = f"{max(1, requested - free)} {resource} more coming free, or more nodes"
         case Fragmented(requested=requested, placeable=placeable):

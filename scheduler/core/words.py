@@ -56,7 +56,7 @@ def words(reason: Reason) -> str:  # noqa: PLR0911, PLR0912 - a case for each re
             # Whose it is may be none of the reader's business.
             return f"fair share: what is free went to a queue whose cost is {ahead_cost}; that of {queue} would be {cost}"
         case NoCapacity(requested, _, 0, kind, resource):
-            return f"capacity: asks for {_amount(requested, resource, kind)}; no living worker has any"
+            return f"capacity: asks for {_amount(requested, resource, kind)}; no node that takes new work has any"
         case NoCapacity(requested, free, total, kind, resource):
             return f"capacity: asks for {_amount(requested, resource, kind)}; {free} of {total} {_are(free)} free"
         case Fragmented(requested, placeable, free, kind):

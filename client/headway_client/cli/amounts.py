@@ -7,6 +7,7 @@ from decimal import Decimal, InvalidOperation
 
 from headway_client.cli.failures import InputError
 
+_PARTS_MAX = 2**63 - 1
 MICROS = 1_000_000
 """Millionths of the currency in one of it."""
 
@@ -15,10 +16,12 @@ def whole(text: str, unit: int, option: str) -> int:
     """A decimal number as a whole number of parts of its unit.
 
     Raises:
-        InputError: it is no number, or finer than the parts.
+        InputError: it is no number, finer than the parts, or more than can be sent.
     """
     try:
         parts = Decimal(text) * unit
+        if abs(parts) > _PARTS_MAX:
+            raise InputError(f"{option}: {text} is too much; expected at most {_PARTS_MAX // unit:,}")
         if parts == parts.to_integral_value():
             return int(parts)
     except (InvalidOperation, OverflowError, ValueError):

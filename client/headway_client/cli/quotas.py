@@ -75,6 +75,10 @@ def quota_set(
     """
     named = named_node([word for word in words if "=" not in word], team, organisation)
     wanted = cells_of([word for word in words if "=" in word])
+    if not wanted and weight is None and not parent:
+        raise InputError(
+            "nothing to set; expected POOL=NUMBER, --weight or --parent. `headway quota delete` takes a quota away altogether"
+        )
     with connected(span="headway quota set") as client:
         stored = client.set_quota(**named, parent=parent, weight=weight, cells=wanted, request_id=request_id)
     _print_quota(stored, as_json)

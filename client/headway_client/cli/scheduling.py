@@ -180,13 +180,13 @@ def _print_path(path: Iterable[QueueState]) -> None:
 @connecting
 def simulate_submit(
     project: Project,
-    accelerators: Annotated[int, typer.Option(min=1, help="Of each member.")] = 1,
+    accelerators: Annotated[int, typer.Option(min=1, max=4_096, help="Of each member.")] = 1,
     kind: Annotated[str, typer.Option(help="Of accelerator.")] = "any",
-    members: Annotated[int, typer.Option(min=1, help="Of the gang: all start together or none.")] = 1,
+    members: Annotated[int, typer.Option(min=1, max=4_096, help="Of the gang: all start together or none.")] = 1,
     spot: Annotated[bool, typer.Option("--spot", help="Nodes that may be taken away will do.")] = False,
     priority: Annotated[int, typer.Option(min=0, max=1000, help="Of each job.")] = 500,
     hours: Annotated[float, typer.Option(min=0.001, max=720, help="Declared longest run time.")] = 1.0,
-    count: Annotated[int, typer.Option(min=1, help="How many jobs.")] = 1,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="How many jobs.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Tries a submission: whether it would start, where, and if not why and when.

@@ -210,3 +210,10 @@ async def test_shapes_have_the_same_text_in_jobs_leases_and_here(world: World) -
     plain = await world.job(accelerators=3)
     text = (await world.row("SELECT shape FROM jobs WHERE job_id = :id", id=plain)).shape
     assert text == text_of(shape_of(text))
+    # A search's resources are its trial's, a retraining's those of what it repeats.
+    for outer in ("trial", "fine_tune"):
+        deeper = await world.job(accelerators=3)
+        wrap = "UPDATE jobs SET spec = jsonb_build_object(CAST(:outer AS text), spec) WHERE job_id = :id"
+        await world.execute(wrap, outer=outer, id=deeper)
+        await world.execute("UPDATE jobs SET shape = shape_of(jobs)")
+        assert (await world.row("SELECT shape FROM jobs WHERE job_id = :id", id=deeper)).shape == text

@@ -25,20 +25,23 @@ _DEFAULTS = {
     "topology": "null",
 }
 _SHAPES = {
-    "jobs": " || ' ' || ".join(
-        f"coalesce($1.spec #>> '{{resources,{name}}}', '{default}')" for name, default in _DEFAULTS.items()
-    ),
-    "leases": " || ' ' || ".join(
+    "jobs": "SELECT "  # noqa: S608 - constants
+    + " || ' ' || ".join(f"coalesce(resources ->> '{name}', '{default}')" for name, default in _DEFAULTS.items())
+    # A search's are its trial's, a retraining's those of what it repeats.
+    + " FROM (SELECT coalesce($1.spec -> 'resources', $1.spec #> '{trial,resources}', $1.spec #> '{fine_tune,resources}')"
+    " AS resources) AS found",
+    "leases": "SELECT "
+    + " || ' ' || ".join(
         f"coalesce($1.{name}::text, 'null')" if name == "topology" else f"$1.{name}::text" for name in _DEFAULTS
     ),
 }
 
 
 def upgrade() -> None:
-    """Keeps what is written, and writes what comes."""
+    """Keeps what is written, and writes what comes; a job whose resources lie deeper gets its own at last."""
     for table, shape in _SHAPES.items():
         op.execute(f"ALTER TABLE {table} ALTER COLUMN shape DROP EXPRESSION")
-        op.execute(f"CREATE FUNCTION shape_of({table}) RETURNS text LANGUAGE sql STABLE AS $$ SELECT {shape} $$")
+        op.execute(f"CREATE FUNCTION shape_of({table}) RETURNS text LANGUAGE sql STABLE AS $$ {shape} $$")
         op.execute(
             f"CREATE FUNCTION write_shape_of_{table}() RETURNS trigger LANGUAGE plpgsql AS"
             " $$ BEGIN NEW.shape := shape_of(NEW); RETURN NEW; END $$"
@@ -46,3 +49,4 @@ def upgrade() -> None:
         op.execute(
             f"CREATE TRIGGER write_shape BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION write_shape_of_{table}()"
         )
+    op.execute("UPDATE jobs SET shape = shape_of(jobs) WHERE NOT spec ? 'resources'")
