@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.budgets.ledgers import budget_of
+from control_plane.quotas.tree import teams_above
 from governance.budgets import Budget, HeldReservation, Scope, ScopeKind, Standing, standing, uncovered
 from governance.periods import Period
 from governance.values import Amounts
@@ -89,6 +90,20 @@ async def read_states(connection: AsyncConnection, scopes: Sequence[Scope] | Non
         stands = standing(budget, spent + reserved, now)
         states.append(BudgetState(budget, row["version"], spent, reserved, stands, budget.period_at(now)))
     return states
+
+
+async def demoting_scope(connection: AsyncConnection, project: str) -> Scope | None:
+    """Whose budget demotes all work of a project to class scavenger: its own, else a team's, else the organisation's; or nobody's."""
+    demoting = {state.budget.scope for state in await read_states(connection) if state.standing.demoted}
+    if not demoting:
+        return None
+    teams = sorted(await teams_above(connection, {project}))
+    path = [
+        Scope(ScopeKind.PROJECT, project),
+        *(Scope(ScopeKind.TEAM, team) for team in teams),
+        Scope(ScopeKind.ORGANISATION, ""),
+    ]
+    return next((scope for scope in path if scope in demoting), None)
 
 
 async def leases_to_stop(connection: AsyncConnection) -> list[LeaseToStop]:

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from control_plane.budgets.standing import demoting_scope
 from control_plane.jobs.repository import job_not_found
 from control_plane.jobs.workflows import RUN_TYPES
 from control_plane.rpc.convert import timestamp
@@ -20,6 +21,7 @@ from control_plane.scheduling.cluster import read_cluster
 from control_plane.scheduling.queues import queue_state
 from control_plane.scheduling.reasons import Sees, no_workflow, reason_messages, reason_of
 from control_plane.scheduling.shapes import class_number, shape_message
+from governance.budgets import Scope, ScopeKind
 from governance.policies import TypePolicies
 from headway.jobs.v1 import job_pb2
 from headway.scheduler.v1 import scheduler_service_pb2 as pb
@@ -69,6 +71,7 @@ async def explain_job(
     response.waiting_for = _WAITING_FOR[waiter.kind]
     response.priority_class = class_number(waiter.priority_class)
     response.priority = waiter.priority
+    response.demoted_by = await _demoted_by(connection, waiter.project)
     response.filler = policies.is_filler(waiter.job_type)
     response.shape.CopyFrom(shape_message(shape_of(waiter.shape)))
     response.ahead, response.line_length = await lines.place_in_line(connection, waiter, limits.aging_micros)
@@ -89,6 +92,19 @@ async def explain_job(
         response.reasons.extend(reason_messages([NotEvaluated()], sees))
         response.reasons_time.CopyFrom(response.waiting_since)
     return response
+
+
+async def _demoted_by(connection: AsyncConnection, project: str) -> str:
+    scope = await demoting_scope(connection, project)
+    match scope:
+        case None:
+            return ""
+        case Scope(kind=ScopeKind.PROJECT, name=name):
+            return name
+        case Scope(kind=ScopeKind.TEAM, name=name):
+            return f"team {name}"
+        case _:
+            return "the organisation"
 
 
 def _change(row: Mapping[Any, Any], sees: Sees) -> wait_reason_pb2.WaitReasonChange:
@@ -120,6 +136,7 @@ async def explain_queue(
         lines=[_line(line, reasons, sees) for line in waiting],
         path=[queue_state(cluster, node, {project: (counts[0], counts[1])}) for node in path],
         jobs_admitted=admitted,
+        demoted_by=await _demoted_by(connection, project),
     )
 
 

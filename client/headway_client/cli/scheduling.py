@@ -63,6 +63,7 @@ def _print_explanation(found: ExplainJobResponse, history: int) -> None:
         [
             ("asks for", _shape(found.shape)),
             ("class", f"{_class_word(found.priority_class)}, priority {found.priority}"),
+            *_demotion(found.demoted_by),
             *_policy_facts(found),
             ("ahead", f"{at_least}{found.ahead:,} of {found.line_length:,} like it in project {found.project}"),
             *(_eta_facts(found.eta) if found.HasField("eta") else []),
@@ -75,6 +76,10 @@ def _print_explanation(found: ExplainJobResponse, history: int) -> None:
             (local_time(change.time, with_date=True), "; ".join(reason.words for reason in change.reasons) or "nothing waited")
             for change in earlier
         )
+
+
+def _demotion(by: str) -> list[tuple[str, str]]:
+    return [("demoted", f"runs as class scavenger all the same: the budget of {by} reached its limit")] if by else []
 
 
 def _policy_facts(found: ExplainJobResponse) -> list[tuple[str, str]]:
@@ -155,6 +160,7 @@ def queue(
         for line in found.lines
     ]
     print_table(("WAIT", "FOR", "CLASS", "EACH ASKS FOR", "OLDEST", "BECAUSE OF"), rows, f"nothing of project {project} waits")
+    print_facts(_demotion(found.demoted_by))
     print()
     _print_path(found.path)
     print(f"\n{found.jobs_admitted} jobs of the project are under way")

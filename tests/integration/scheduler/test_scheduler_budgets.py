@@ -7,17 +7,20 @@ from typing import Any
 
 from scheduler_world import World
 
+from control_plane.budgets.standing import demoting_scope
 from control_plane.budgets.store import set_budget
 from control_plane.budgets.verify import verify
 from control_plane.db.engine import in_transaction
 from control_plane.db.leases import end_lease
+from control_plane.scheduling.explain import explain_job
 from control_plane.settings import SchedulerSettings
 from governance.budgets import AtHardLimit, Budget, Scope, ScopeKind
 from governance.periods import PeriodKind
+from governance.policies import TypePolicies
 from governance.values import Limits
 from scheduler.budget_stops import stop_uncovered
 from scheduler.leader import Leadership
-from scheduler.loop import RoundLoop
+from scheduler.loop import RoundLoop, limits_of
 
 LEASE_MS = 3_600_000
 """What a lease of one accelerator reserves."""
@@ -91,10 +94,15 @@ async def test_work_of_a_demoted_project_runs_on_what_nobody_else_wants(world: W
     rounds = rounds_of(world, leader)
     await budget(world, 1, AtHardLimit.DEMOTE)
     await granted(world, rounds, priority=950)
-    red = await world.request(await world.job(state="RUNNING", priority=950), priority=950)
+    waiting = await world.job(state="RUNNING", priority=950)
+    red = await world.request(waiting, priority=950)
     blue = await world.request(await world.job(project="blue", state="RUNNING", priority=150), priority=150)
     await rounds.round()
     assert [(await lease(world, one)).state for one in (red, blue)] == ["REQUESTED", "GRANTED"]
+    async with world.engine.connect() as connection:
+        said = await explain_job(connection, waiting, 1, lambda _: True, limits_of(SchedulerSettings()), TypePolicies())
+        assert said.demoted_by == "red"
+        assert (await demoting_scope(connection, "blue")) is None
     await in_transaction(world.engine, lambda connection: end_lease(connection, blue, "completed"))
     await rounds.round()
     assert (await lease(world, red)).state == "GRANTED"

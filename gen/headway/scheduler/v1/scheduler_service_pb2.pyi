@@ -142,6 +142,7 @@ class ExplainJobResponse(_message.Message):
     FILLER_FIELD_NUMBER: _builtins.int
     START_BY_FIELD_NUMBER: _builtins.int
     RAISED_TIME_FIELD_NUMBER: _builtins.int
+    DEMOTED_BY_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     project: _builtins.str
@@ -162,6 +163,10 @@ class ExplainJobResponse(_message.Message):
     """Its priority, 0 to 1,000."""
     filler: _builtins.bool
     """Whether jobs of its type are filler here: whatever priority it is given, it never leaves class scavenger."""
+    demoted_by: _builtins.str
+    """The node whose budget reached its limit and so demotes all of its work to class scavenger, whatever class is shown here:
+    "the organisation", "team NAME" or the project. Empty: none does.
+    """
     @_builtins.property
     def waiting_since(self) -> _timestamp_pb2.Timestamp:
         """Since when. A preempted job keeps its place: the time it was first asked for."""
@@ -215,10 +220,11 @@ class ExplainJobResponse(_message.Message):
         filler: _builtins.bool = ...,
         start_by: _timestamp_pb2.Timestamp | None = ...,
         raised_time: _timestamp_pb2.Timestamp | None = ...,
+        demoted_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "raised_time", b"raised_time", "reasons_time", b"reasons_time", "shape", b"shape", "start_by", b"start_by", "waiting_since", b"waiting_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "ahead_counted_max", b"ahead_counted_max", "eta", b"eta", "filler", b"filler", "history", b"history", "job_id", b"job_id", "line_length", b"line_length", "priority", b"priority", "priority_class", b"priority_class", "project", b"project", "raised_time", b"raised_time", "reasons", b"reasons", "reasons_time", b"reasons_time", "shape", b"shape", "start_by", b"start_by", "state", b"state", "waiting_for", b"waiting_for", "waiting_since", b"waiting_since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "ahead_counted_max", b"ahead_counted_max", "demoted_by", b"demoted_by", "eta", b"eta", "filler", b"filler", "history", b"history", "job_id", b"job_id", "line_length", b"line_length", "priority", b"priority", "priority_class", b"priority_class", "project", b"project", "raised_time", b"raised_time", "reasons", b"reasons", "reasons_time", b"reasons_time", "shape", b"shape", "start_by", b"start_by", "state", b"state", "waiting_for", b"waiting_for", "waiting_since", b"waiting_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,10 +320,13 @@ class ExplainQueueResponse(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     JOBS_ADMITTED_FIELD_NUMBER: _builtins.int
+    DEMOTED_BY_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """The project."""
     jobs_admitted: _builtins.int
     """Jobs of the project that were admitted and are not final."""
+    demoted_by: _builtins.str
+    """As ExplainJobResponse.demoted_by."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaitingLine]:
         """Its lines: what waits for a lease first; then by class, the highest first. At most 1,000."""
@@ -333,10 +342,11 @@ class ExplainQueueResponse(_message.Message):
         lines: _abc.Iterable[Global___WaitingLine] | None = ...,
         path: _abc.Iterable[_snapshot_pb2.QueueState] | None = ...,
         jobs_admitted: _builtins.int = ...,
+        demoted_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs_admitted", b"jobs_admitted", "lines", b"lines", "path", b"path", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demoted_by", b"demoted_by", "jobs_admitted", b"jobs_admitted", "lines", b"lines", "path", b"path", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
