@@ -93,7 +93,7 @@ async def read_states(connection: AsyncConnection, scopes: Sequence[Scope] | Non
 
 
 async def demoting_scope(connection: AsyncConnection, project: str) -> Scope | None:
-    """Whose budget demotes a project's work to class scavenger: its own, else a team's, else the organisation's; None: no one's."""
+    """Whose budget demotes the work of a project to class scavenger: its own, a team's, the organisation's; None: nobody's."""
     demoting = {state.budget.scope for state in await read_states(connection) if state.standing.demoted}
     if not demoting:
         return None
