@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -17,12 +18,14 @@ from headway_client import telemetry
 from workers.activities import WorkerStopsError, attempt_lost, heartbeating, supervise, translated, verdict
 from workers.child import spawn
 from workers.control_plane import ControlPlane
+from workers.gpu.agent.pipes import LinePipe
 from workers.gpu.agent.spec import RESULT_NAME, AgentResult, AgentSpec
 from workers.gpu.devices import Devices
 from workers.programs import describe_exit
 from workers.scratch import Scratch
 from workers.workflows.contracts import EvaluateInput, LeasedPhase, LossReason, Scores, TrainedModel, TrainInput
 
+_LAST_WORDS_MAX = 1_000
 AGENT_MARGIN_SECONDS = 30.0
 """What the agent has beyond the runner's grace: for its last checkpoint and its last log records."""
 
@@ -85,19 +88,39 @@ class LeasedActivities:
         async with self._devices.held(spec.grant.accelerators) as shown:
             spec_path = spec.workdir / "agent_spec.json"
             spec_path.write_text(spec.model_copy(update={"runner_environment": shown}).model_dump_json(indent=1))
-            agent = await spawn(
-                [sys.executable, "-m", "workers.gpu.agent", str(spec_path)],
-                # Longer than the runner's own guardian takes, which is at it at the same time.
-                orphan_grace_seconds=0.5,
-            )
+            stderr = LinePipe()
+            echoing = asyncio.create_task(_echoed(stderr))
+            try:
+                agent = await spawn(
+                    [sys.executable, "-m", "workers.gpu.agent", str(spec_path)],
+                    stderr=stderr.write_end,
+                    # Longer than the runner's own guardian takes, which is at it at the same time.
+                    orphan_grace_seconds=0.5,
+                )
+            finally:
+                stderr.close_write_end()
             try:
                 code = await supervise(agent, spec.stop_grace_seconds + AGENT_MARGIN_SECONDS)
             except WorkerStopsError as error:
                 raise attempt_lost(LossReason.PREEMPTED, str(error)) from error
+            finally:
+                # Nothing of its tree is left, so its pipe has ended.
+                last_words = await echoing
         try:
             return AgentResult.model_validate_json((spec.workdir / RESULT_NAME).read_bytes())
         except (FileNotFoundError, ValidationError) as error:
-            raise attempt_lost(LossReason.AGENT_LOST, f"the agent ended with {describe_exit(code)}") from error
+            said = f": {last_words}" if last_words else ""
+            raise attempt_lost(LossReason.AGENT_LOST, f"the agent ended with {describe_exit(code)}{said}") from error
+
+
+async def _echoed(pipe: LinePipe) -> str:
+    """Passes on what an agent says to this process's standard error; returns its last line, or a part of it."""
+    last = ""
+    async for line in pipe.lines():
+        text = line.decode(errors="replace").rstrip()
+        sys.stderr.write(f"{text}\n")
+        last = text or last
+    return last[:_LAST_WORDS_MAX]
 
 
 def _error(result: AgentResult) -> ApplicationError:
