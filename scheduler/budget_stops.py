@@ -20,6 +20,8 @@ from control_plane.db.engine import in_transaction
 from control_plane.db.events import EventType, Happening, append_events, notify
 from control_plane.db.tables import CHANNEL_OUTBOX, outbox
 from control_plane.jobs.states import UNDER_WAY
+from scheduler import failpoints
+from scheduler.failpoints import Failpoint
 from scheduler.leader import Leadership
 from scheduler.spans import decided
 from workers.workflows.contracts import PreemptOrder
@@ -64,9 +66,12 @@ async def stop_uncovered(engine: AsyncEngine, leadership: Leadership) -> int:
 
     async def ask(connection: AsyncConnection) -> int:
         await leadership.fence(connection)
-        return await _ask(connection, uncovered)
+        asked = await _ask(connection, uncovered)
+        failpoints.reach(Failpoint.BEFORE_STOP)
+        return asked
 
     count = await in_transaction(engine, ask)
+    failpoints.reach(Failpoint.AFTER_STOP)
     _log.info("budget.leases_stopped", leases=count)
     return count
 

@@ -7,7 +7,12 @@ import asyncio
 import pytest
 from temporalio.client import Client
 
+from control_plane.budgets.store import set_budget
+from control_plane.db.engine import in_transaction
 from control_plane.settings import SchedulerSettings
+from governance.budgets import AtHardLimit, Budget, Scope, ScopeKind
+from governance.periods import PeriodKind
+from governance.values import Limits
 from scheduler.failpoints import Failpoint
 from scheduler.leader import Leadership
 from scheduler.loop import RoundLoop
@@ -19,6 +24,7 @@ FORCED_END = (Failpoint.BEFORE_FORCED_END, Failpoint.AFTER_FORCED_END)
 REPAIR = (Failpoint.BEFORE_REPAIR, Failpoint.AFTER_REPAIR)
 GIVING_UP = (Failpoint.BEFORE_GIVING_UP, Failpoint.AFTER_GIVING_UP)
 DRAIN = (Failpoint.BEFORE_DRAIN, Failpoint.AFTER_DRAIN)
+STOP = (Failpoint.BEFORE_STOP, Failpoint.AFTER_STOP)
 RAISE = (Failpoint.BEFORE_RAISE, Failpoint.AFTER_RAISE)
 
 LEASE = "SELECT * FROM leases WHERE lease_id = :id"
@@ -149,6 +155,29 @@ async def test_a_lease_on_a_draining_node_is_asked_once(
     assert await world.events(job_id) == ["LEASE_GRANTED 1", "PREEMPTION_REQUESTED 1"]
     assert await told(temporal, job_id) == ["started", "preempt"]
     assert (await world.row(LEASE, id=lease_id)).state == "GRANTED"
+    await require_books_in_order(world)
+
+
+@pytest.mark.parametrize("failpoint", STOP)
+async def test_a_lease_that_its_budget_does_not_cover_is_asked_once(
+    world: World, temporal: Client, start: Start, failpoint: Failpoint
+) -> None:
+    await world.execute("INSERT INTO projects (project, creator) VALUES ('red', 'x')")
+    await budgeted(world)
+    await world.worker(kind="h100")
+    job_id, lease_id = await holding(world, temporal)
+    lowered = Budget(Scope(ScopeKind.PROJECT, "red"), PeriodKind.MONTH, Limits(None, 1), AtHardLimit.STOP)
+    await in_transaction(world.engine, lambda connection: set_budget(connection, lowered, "user:ada"))
+    await dies(start, failpoint)
+    await start()
+
+    async def asked() -> bool:
+        lease = await world.row(LEASE, id=lease_id)
+        return lease.preempted_at is not None and await dispatched(world)
+
+    await until(asked, "its holder is asked to yield", seconds=60)
+    assert await world.events(job_id) == ["LEASE_GRANTED 1", "PREEMPTION_REQUESTED 1"]
+    assert await told(temporal, job_id) == ["started", "preempt"]
     await require_books_in_order(world)
 
 
