@@ -123,5 +123,7 @@ def _fields(number: int, body: bytes, found: list[Fault]) -> list[str] | None:
         what = f"byte 0x{body[error.start]:02x} at byte {error.start + 1} is not UTF-8; expected UTF-8"
         found.append(Fault(number, "", Code.INVALID_UTF8, what))
         return None
-    csv.field_size_limit(len(text) + 1)
+    # The process's, and others rely on it: it is only ever raised.
+    if len(text) >= csv.field_size_limit():
+        csv.field_size_limit(len(text) + 1)
     return next(csv.reader(io.StringIO(text, newline=""), strict=True))

@@ -127,7 +127,8 @@ def _ensure_run(client: MlflowClient, version: MirroredVersion) -> str:
     known = client.search_runs([experiment_id], f"tags.`{JOB_TAG}` = '{version.job_id}'", max_results=1)
     run = known[0] if known else client.create_run(experiment_id, tags={JOB_TAG: version.job_id}, run_name=version.model)
     run_id: str = run.info.run_id
-    client.log_batch(
+    _log(
+        client,
         run_id,
         metrics=[Metric(key, value, run.info.start_time, 0) for key, value in version.metrics.items()],
         params=[Param(key, value) for key, value in version.params.items()],
@@ -135,6 +136,20 @@ def _ensure_run(client: MlflowClient, version: MirroredVersion) -> str:
     )
     client.set_terminated(run_id)
     return run_id
+
+
+def _log(client: MlflowClient, run_id: str, **values: Any) -> None:
+    """Writes a run's values; MLflow refuses one of two that write the same at once, and takes it once they are there."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 — as above
+
+    for last in (False, False, True):
+        try:
+            client.log_batch(run_id, **values)
+        except MlflowException:
+            if last:
+                raise
+        else:
+            return
 
 
 def _ensure_experiment(client: MlflowClient, name: str) -> str:

@@ -20,6 +20,7 @@ LEASE = "SELECT state, members FROM leases WHERE lease_id = :id"
 async def asked(world: World, members: int, accelerators: int = 8) -> str:
     lease_id = await world.request(await world.job(state="RUNNING"), accelerators=accelerators, kind="h200")
     await world.execute("UPDATE leases SET members = :members WHERE lease_id = :id", id=lease_id, members=members)
+    await world.execute("UPDATE leases SET shape = shape_of(leases)")
     return lease_id
 
 
