@@ -10,7 +10,7 @@ from temporalio.client import Client
 
 from scheduler.failpoints import EXIT_STATUS, Failpoint
 from tests.faults.crashes import Start, budgeted, require_books_in_order, told, under_way
-from tests.faults.test_scheduler_end_crashes import DRAIN, FORCED_END, GIVING_UP, RAISE, REPAIR
+from tests.faults.test_scheduler_end_crashes import DRAIN, FORCED_END, GIVING_UP, RAISE, REPAIR, STOP
 from tests.integration.scheduler.scheduler_world import World
 from tests.waiting import until
 
@@ -63,5 +63,5 @@ async def test_a_successor_finishes_what_a_crash_left(
 
 
 def test_every_failpoint_is_died_at_somewhere() -> None:
-    at_an_end = {point for points in (FORCED_END, REPAIR, GIVING_UP, DRAIN, RAISE) for point in points}
+    at_an_end = {point for points in (FORCED_END, REPAIR, GIVING_UP, DRAIN, RAISE, STOP) for point in points}
     assert at_an_end | set(IN_ANY_ROUND) == set(Failpoint)
