@@ -30,6 +30,17 @@ async def start(temporal: Client, job_id: str) -> None:
     await temporal.start_workflow("FineTuneWorkflow", id=job_id, task_queue=f"nobody-{uuid.uuid4()}")
 
 
+async def terminate(temporal: Client, job_id: str) -> None:
+    """Ends the job's workflow, and waits until Temporal's list, which lags behind, shows that."""
+    await temporal.get_workflow_handle(job_id).terminate()
+
+    async def is_listed_as_closed() -> bool:
+        query = f"WorkflowId = '{job_id}' AND ExecutionStatus = 'Terminated'"
+        return [execution.id async for execution in temporal.list_workflows(query)] == [job_id]
+
+    await until(is_listed_as_closed, "Temporal's list shows it as terminated")
+
+
 async def test_a_job_whose_workflow_was_lost_goes_on_as_the_next_attempt(
     world: World, leader: Leadership, reconciler: Reconciler
 ) -> None:
@@ -58,7 +69,7 @@ async def test_a_workflow_that_closed_without_a_word_fails_its_job(
     job_id = await world.job(state="RUNNING")
     lease_id = await world.request(job_id)
     await start(temporal, job_id)
-    await temporal.get_workflow_handle(job_id).terminate()
+    await terminate(temporal, job_id)
     await reconciler.reconcile()
     job = await world.row(JOB, id=job_id)
     assert (job.state, job.failure["kind"]) == ("FAILED", "PLATFORM")
@@ -85,7 +96,7 @@ async def test_a_paused_job_whose_workflow_closed_without_a_word_fails(
 ) -> None:
     job_id = await world.job(state="PAUSED")
     await start(temporal, job_id)
-    await temporal.get_workflow_handle(job_id).terminate()
+    await terminate(temporal, job_id)
     await reconciler.reconcile()
     assert await world.state(job_id) == "FAILED"
 
@@ -105,7 +116,7 @@ async def test_a_job_that_was_being_stopped_is_cancelled(
     job_id = await world.job(state="CANCELLING")
     if known:
         await start(temporal, job_id)
-        await temporal.get_workflow_handle(job_id).terminate()
+        await terminate(temporal, job_id)
     await reconciler.reconcile()
     job = await world.row(JOB, id=job_id)
     assert (job.state, job.failure) == ("CANCELLED", None)
